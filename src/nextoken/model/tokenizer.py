@@ -1,0 +1,118 @@
+"""TokenizerVocab: the vocabulary of a Hugging Face tokenizer, with the exact bytes of every token."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+from functools import cached_property
+from itertools import accumulate
+from typing import TYPE_CHECKING
+
+from nextoken.model.vocab import Encoding, Vocab
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+_BYTE_TOKEN = re.compile(r"<0x([0-9A-Fa-f]{2})>\Z")
+_SPACE = "▁"
+
+
+def byte_of_letter() -> dict[str, int]:
+    """The alphabet in which byte-level BPE writes bytes: printable bytes as themselves, the rest from U+0100 on."""
+    printable = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
+    others = [b for b in range(256) if b not in set(printable)]
+    return {chr(b): b for b in printable} | {chr(0x100 + i): b for i, b in enumerate(others)}
+
+
+class TokenizerVocab(Vocab):
+    """A Hugging Face tokenizer as a `Vocab`.
+
+    Byte-level and SentencePiece-style tokenizers give the exact bytes of each token, also of tokens that are parts of a
+    character. Others give the text that a token decodes to alone.
+
+    Args:
+        tokenizer: any tokenizer of transformers.
+        size: V of the model, when its output layer is padded beyond the tokenizer; the surplus ids are specials.
+        eos_ids: end tokens beside the tokenizer's own, e.g. those of a generation configuration.
+    """
+
+    def __init__(
+        self, tokenizer: PreTrainedTokenizerBase, *, size: int | None = None, eos_ids: Iterable[int] = ()
+    ) -> None:
+        self.tokenizer = tokenizer
+        count = max(len(tokenizer), size or 0)
+        specials = set(tokenizer.all_special_ids)
+        spelled, labels = [], {}
+        pieces = tokenizer.convert_ids_to_tokens(list(range(len(tokenizer))))
+        spell = _speller(tokenizer)
+        added = {i: token.content for i, token in tokenizer.added_tokens_decoder.items()}
+        for token_id, piece in enumerate([*pieces, *[None] * (count - len(pieces))]):
+            if piece is None or token_id in specials:
+                spelled.append(b"")
+                labels[token_id] = piece or f"<{token_id}>"
+            elif token_id in added:
+                spelled.append(added[token_id].encode())
+            else:
+                spelled.append(spell(token_id, piece))
+                if not spelled[-1]:
+                    labels[token_id] = piece
+        eos = {tokenizer.eos_token_id, *eos_ids} - {None}
+        super().__init__(spelled[: size or count], labels=labels, bos_id=tokenizer.bos_token_id, eos_ids=eos)
+
+    def encode(self, text: str | bytes) -> Encoding:
+        """Tokens of a text, without begin or end tokens; names of specials in it are ordinary text.
+
+        Bytes must be UTF-8, for tokenizers take text.
+        """
+        text = text if isinstance(text, str) else text.decode("utf-8")
+        if not text:
+            return Encoding((), (), ())
+        data = text.encode()
+        # Without the length warning: reading cuts long texts into windows itself.
+        result = self.tokenizer(
+            text,
+            add_special_tokens=False,
+            return_offsets_mapping=self.tokenizer.is_fast,
+            split_special_tokens=True,
+            verbose=False,
+        )
+        ids = tuple(result["input_ids"])
+        pieces = [self.token_bytes[i] for i in ids]
+        joined = b"".join(pieces)
+        surplus = len(joined) - len(data)
+        if surplus >= 0 and joined[surplus:] == data and not joined[:surplus].strip():
+            # Exact, but for a leading space that the tokenizer may have added.
+            ends = [max(0, end - surplus) for end in accumulate(map(len, pieces))]
+            return Encoding(ids, tuple([0, *ends[:-1]]), tuple(ends))
+        if not self.tokenizer.is_fast:
+            raise ValueError(
+                f"{type(self.tokenizer).__name__} changes the text and gives no offsets, so tokens cannot be placed in it; "
+                "load its fast version"
+            )
+        # The tokenizer changed the text: character offsets, turned into byte offsets, are the best there is.
+        at = list(accumulate((len(c.encode()) for c in text), initial=0))
+        spans = [(at[start], at[end]) for start, end in result["offset_mapping"]]
+        return Encoding(ids, tuple(s for s, _ in spans), tuple(e for _, e in spans))
+
+    @cached_property
+    def has_chat_template(self) -> bool:
+        """Whether the tokenizer can lay out a conversation."""
+        return bool(getattr(self.tokenizer, "chat_template", None))
+
+
+def _speller(tokenizer: PreTrainedTokenizerBase):  # type: ignore[no-untyped-def]
+    """A function (id, piece) -> bytes for the tokenizer's way of writing pieces."""
+    letters = byte_of_letter()
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    layout = f"{backend.decoder}{backend.pre_tokenizer}" if backend is not None else ""
+    sample = tokenizer.convert_ids_to_tokens(list(range(len(tokenizer))))
+    if "ByteLevel" in layout or (backend is None and hasattr(tokenizer, "byte_decoder")):
+        return lambda token_id, piece: bytes(letters[c] for c in piece) if set(piece) <= letters.keys() else piece.encode()
+    if any(_BYTE_TOKEN.match(piece) for piece in sample if piece) or any(_SPACE in piece for piece in sample if piece):
+
+        def sentencepiece(token_id: int, piece: str) -> bytes:
+            match = _BYTE_TOKEN.match(piece)
+            return bytes([int(match[1], 16)]) if match else piece.replace(_SPACE, " ").encode()
+
+        return sentencepiece
+    return lambda token_id, piece: tokenizer.decode([token_id], clean_up_tokenization_spaces=False).encode()
