@@ -231,7 +231,7 @@ class LanguageModel(ABC):
             raise ValueError(f"batch must be at least 1, got {batch}")
         return State([[] for _ in range(batch)], self._remember(batch))
 
-    @torch.inference_mode()
+    @torch.no_grad()
     def extend(self, state: State, tokens: Tokens, parents: Tokens | None = None) -> Next:
         """Feed n tokens to each row and return what follows each of them.
 
@@ -257,7 +257,7 @@ class LanguageModel(ABC):
         state._record(Fed(ids, tree.chain(*ids.shape) if nodes is None else nodes, is_tree=nodes is not None))
         return result
 
-    @torch.inference_mode()
+    @torch.no_grad()
     def predict(self, tokens: Tokens) -> Next:
         """What follows each token of rows [B, n] read from their start, remembering nothing.
 

@@ -1,0 +1,62 @@
+"""nextoken: the next-token distribution of a generative token model, read, steered, sped up, learned from, judged.
+
+    import nextoken
+
+    signature = nextoken.read("tiny", "It was the best of times, it was the worst of times.")
+    print(signature.summary())
+
+Importing this package is quick: torch and transformers are imported by the first thing that needs them.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+from nextoken.errors import InputError, ModelError, NextokenError, OutputError
+from nextoken.methods import Method, all_methods
+
+if TYPE_CHECKING:
+    from nextoken.model.base import LanguageModel
+    from nextoken.model.loading import load
+    from nextoken.model.table import TableModel
+    from nextoken.signature import Signature, compare, read
+
+__version__ = "0.1.0"
+
+_LAZY = {
+    "LanguageModel": "nextoken.model.base",
+    "Signature": "nextoken.signature",
+    "TableModel": "nextoken.model.table",
+    "compare": "nextoken.signature",
+    "load": "nextoken.model.loading",
+    "read": "nextoken.signature",
+}
+
+__all__ = [
+    "InputError",
+    "LanguageModel",
+    "Method",
+    "ModelError",
+    "NextokenError",
+    "OutputError",
+    "Signature",
+    "TableModel",
+    "__version__",
+    "all_methods",
+    "compare",
+    "load",
+    "read",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _LAZY:
+        raise AttributeError(f"module 'nextoken' has no attribute {name!r}")
+    value = getattr(import_module(_LAZY[name]), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *_LAZY})
