@@ -1,0 +1,114 @@
+"""A causal LM of transformers taken apart: the decoder that makes hidden states, the head that makes logits of them."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from nextoken.head import Head
+from nextoken.model.next import DenseNext, HeadNext, Next
+
+
+class Network:
+    """Forward passes of a live transformers model, whatever mode it is in.
+
+    What a pass returns is `raw`: final hidden states [B, n, H] while `is_fused`, else logits [B, n, V]; `next` makes a
+    `Next` of either.
+
+    Args:
+        module: a causal LM; it is run in evaluation mode and left in the mode it was in.
+    """
+
+    def __init__(self, module: Any) -> None:
+        self.module = module
+        self.config = module.config.get_text_config(decoder=True)
+        self.decoder: nn.Module = module.get_decoder() if hasattr(module, "get_decoder") else module.base_model
+        self.is_fused = self.decoder is not module and self.head() is not None
+
+    def head(self) -> Head | None:
+        """The head as the configuration tells it, None where the output layer is not linear with weights in memory.
+
+        Made anew each time, for the weights of a live model may be moved.
+        """
+        layer = self.module.get_output_embeddings()
+        if type(layer) is not nn.Linear or not layer.weight.is_floating_point() or layer.weight.is_meta:
+            return None
+        scale = float(getattr(self.config, "logit_scale", None) or 1.0)  # Cohere
+        scale *= float(getattr(self.config, "lm_head_multiplier", None) or 1.0)  # Falcon-H1
+        scale /= float(getattr(self.config, "logits_scaling", None) or 1.0)  # Granite
+        bias = None if layer.bias is None else layer.bias.detach()
+        cap = getattr(self.config, "final_logit_softcapping", None)
+        return Head(layer.weight.detach(), bias, scale=scale, softcap=cap)
+
+    @property
+    def vocab_size(self) -> int:
+        """V: rows of the output layer."""
+        layer = self.module.get_output_embeddings()
+        weight = getattr(layer, "weight", None)
+        if isinstance(layer, nn.Linear) and weight is not None:
+            return int(layer.out_features)
+        return int(self.config.vocab_size)
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Precision of the hidden states."""
+        dtype: torch.dtype = self.module.dtype
+        return dtype
+
+    @property
+    def device(self) -> torch.device:
+        """Where token ids go."""
+        weight = self.module.get_input_embeddings().weight
+        return torch.device("cpu") if weight.is_meta else weight.device
+
+    def accepts(self, argument: str) -> bool:
+        """Whether the forward pass has an argument of this name."""
+        runner = self.decoder if self.is_fused else self.module
+        return argument in inspect.signature(runner.forward).parameters
+
+    def run(self, ids: Tensor, **arguments: Any) -> Tensor:
+        """raw [B, n, ...] for ids [B, n]."""
+        with self._evaluating():
+            ids = ids.to(self.device)
+            if self.is_fused:
+                hidden: Tensor = self.decoder(input_ids=ids, **arguments).last_hidden_state
+                return hidden
+            return self.logits(ids, **arguments)
+
+    def logits(self, ids: Tensor, **arguments: Any) -> Tensor:
+        """The model's own logits [B, n, V]."""
+        with self._evaluating():
+            logits: Tensor = self.module(input_ids=ids.to(self.device), **arguments).logits
+            return logits
+
+    def next(self, raw: Tensor) -> Next:
+        """The distributions that `run` computed."""
+        if not self.is_fused:
+            return DenseNext(raw)
+        head = self.head()
+        assert head is not None
+        return HeadNext(raw.to(head.weight.device), head)
+
+    def blank(self, batch: int, n: int) -> Tensor:
+        """raw [B, n, ...] of a pass in which no row had a token."""
+        head = self.head() if self.is_fused else None
+        width = self.vocab_size if head is None else head.hidden_size
+        return torch.zeros(batch, n, width, dtype=self.dtype, device=self.device)
+
+    @contextmanager
+    def _evaluating(self) -> Iterator[None]:
+        if not self.module.training:
+            yield
+            return
+        training = [part for part in self.module.modules() if part.training]
+        self.module.eval()
+        try:
+            yield
+        finally:
+            for part in training:
+                part.training = True
