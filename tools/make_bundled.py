@@ -42,7 +42,7 @@ class Recipe:
     layers: int
     heads: int
     ff: int
-    tokens: int = 10_000_000
+    tokens: int = 8_000_000
     batch_tokens: int = 8192
     muon_lr: float = 0.02
     adam_lr: float = 3e-3
@@ -68,7 +68,7 @@ class Recipe:
 
 RECIPES = {
     "tiny": Recipe(hidden=256, layers=5, heads=4, ff=688),
-    "nano": Recipe(hidden=64, layers=5, heads=4, ff=176, tokens=8_000_000),
+    "nano": Recipe(hidden=64, layers=5, heads=4, ff=176),
 }
 
 
@@ -127,7 +127,10 @@ def _joined(span: list[str], rng: random.Random) -> str:
 def make_tokenizer(data: Path, work: Path) -> None:
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
-        [pre_tokenizers.Split(Regex(SPLIT), "isolated"), pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)]
+        [
+            pre_tokenizers.Split(Regex(SPLIT), "isolated"),
+            pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
+        ]
     )
     tokenizer.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(
@@ -218,7 +221,10 @@ def train(name: str, data: Path, work: Path, *, threads: int) -> None:
             optimizer.zero_grad()
         seen += recipe.batch_tokens
         if step % 20 == 0:
-            print(f"{name} {step}/{steps} loss {loss.item():.3f} {seen / (time.time() - started):.0f} tokens/s", flush=True)
+            print(
+                f"{name} {step}/{steps} loss {loss.item():.3f} {seen / (time.time() - started):.0f} tokens/s",
+                flush=True,
+            )
         if time.time() - last_save > 120 or step == steps - 1:
             states = [optimizer.state_dict() for optimizer in optimizers]
             temporary = checkpoint.with_suffix(".tmp")
@@ -270,10 +276,10 @@ Byte-level BPE of 4,096 tokens, shared by `tiny` and `nano`; every byte string h
 
 ## Recipe
 
-{layers} layers, width {hidden}, {heads} heads, feed-forward {ff}, context 1,024, tied embeddings. {tokens:.0f} M tokens in
-batches of {batch}, sequences of 512 and for the last quarter of 1,024; Muon for the matrices (rate {muon}), AdamW for the
-rest (rate {adam}), linear decay over the last 60 %, bfloat16 autocast, two CPU cores, seed {seed}. Weights are stored in
-float16. Made by `tools/make_bundled.py`.
+{layers} layers, width {hidden}, {heads} heads, feed-forward {ff}, context 1,024, tied embeddings. {tokens:.0f} M
+tokens in batches of {batch}, sequences of 512 and for the last quarter of 1,024; Muon for the matrices (rate {muon}),
+AdamW for the rest (rate {adam}), linear decay over the last 60 %, bfloat16 autocast, two CPU cores, seed {seed}.
+Weights are stored in float16. Made by `tools/make_bundled.py`.
 
 ## Figures
 
@@ -286,8 +292,8 @@ Bits per UTF-8 byte in disjoint windows of 1,023 tokens, each after `<|bos|>`:
 ## Limits
 
 It writes nineteenth-century English by habit, knows next to nothing, cannot be relied on for arithmetic, follows no
-instructions, and carries whatever its books hold of the attitudes of their time. Texts in other languages or code are far
-from its training data.
+instructions, and carries whatever its books hold of the attitudes of their time. Texts in other languages or code are
+far from its training data.
 """
 
 
@@ -307,7 +313,9 @@ def export(names: list[str], data: Path, work: Path) -> None:
             tokenizer_object=tokenizer, bos_token=BOS, eos_token=EOS, model_max_length=1024
         ).save_pretrained(folder)
         settings = json.loads((folder / "tokenizer_config.json").read_text())
-        settings["tokenizer_class"] = "PreTrainedTokenizerFast"  # known to every version, unlike the newer backend's name
+        settings["tokenizer_class"] = (
+            "PreTrainedTokenizerFast"  # known to every version, unlike the newer backend's name
+        )
         settings.pop("backend", None)
         (folder / "tokenizer_config.json").write_text(json.dumps(settings, indent=2) + "\n")
         (folder / "model.safetensors").chmod(0o644)

@@ -25,7 +25,7 @@ T = TypeVar("T")
 class Method:
     """One registered method.
 
-    `access` says what it must see of a model: `white` weights or hidden states, `gray` probabilities, `black` text only.
+    `access` is what it must see of a model: `white` weights or hidden states, `gray` probabilities, `black` text only.
     `arxiv` is None for a method that is common knowledge rather than one paper's.
     """
 
@@ -49,8 +49,8 @@ def method(
 ) -> Callable[[T], T]:
     """Register the decorated class or function; it is returned unchanged.
 
-    The entry point is read off the object (`module:qualname`), the room off its module (`nextoken.decode._typical` lives
-    in `decode`) unless given.
+    The entry point is read off the object (`module:qualname`), the room off its module (`nextoken.decode.x` is in
+    `decode`) unless given.
 
     Raises:
         ValueError: another object is registered under the same name.

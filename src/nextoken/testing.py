@@ -57,10 +57,11 @@ def check_language_model(
 ) -> list[Proof]:
     """Prove on random token strings that `model` keeps the contract of `LanguageModel`.
 
-    Proved: probabilities sum to 1; feeding in pieces equals feeding at once; `predict` equals `extend`; rows of different
-    lengths in one batch equal each alone; each node of a tree equals its path fed alone; `keep`, `rewind`, `fork` and
-    `join` leave exactly the state that feeding the kept tokens would; the lazy statistics equal brute force over the
-    vocabulary; narrowing a `Next` narrows its results; bad calls are refused and leave the state as it was.
+    Proved: probabilities sum to 1; feeding in pieces equals feeding at once; `predict` equals `extend`; rows of
+    different lengths in one batch equal each alone; each node of a tree equals its path fed alone; `keep`, `rewind`,
+    `fork` and `join` leave exactly the state that feeding the kept tokens would; the lazy statistics equal brute
+    force over the vocabulary; narrowing a `Next` narrows its results; bad calls are refused and leave the state as it
+    was.
 
     Args:
         model: any language model. Of one that knows only the top tokens (`is_partial`) all but normalisation and
@@ -184,7 +185,11 @@ class _Trial:
     def trees_in_batch(self) -> float:
         self._needs_trees()
         prefixes = [self.strings[0][:4], self.strings[1][:2], self.strings[2][:5]]
-        nodes = [self.strings[3][1:5], [*self.strings[4][1:4], ABSENT], [self.strings[5][1], ABSENT, self.strings[5][2], -1]]
+        nodes = [
+            self.strings[3][1:5],
+            [*self.strings[4][1:4], ABSENT],
+            [self.strings[5][1], ABSENT, self.strings[5][2], -1],
+        ]
         parents = [[-1, -1, 0, 2], [-1, 0, 1, -1], [-1, -1, 0, -1]]
         state = self.model.start(3)
         self.model.extend(state, _padded(prefixes))
@@ -313,7 +318,7 @@ class _Trial:
     # What the statements share.
 
     def _next(self, rows: Sequence[Sequence[int]] | Tensor) -> Next:
-        return self.model.extend(self.model.start(len(rows)), rows)  # type: ignore[arg-type]
+        return self.model.extend(self.model.start(len(rows)), rows)
 
     def _needs_trees(self) -> None:
         if not self.model.supports_trees:
@@ -326,7 +331,8 @@ class _Trial:
         for node, token in enumerate(nodes):
             if token == ABSENT:
                 continue
-            path, at = [], node
+            path: list[int] = []
+            at = node
             while at >= 0:
                 path.insert(0, nodes[at])
                 at = parents[at]
@@ -335,7 +341,7 @@ class _Trial:
         return worst
 
     def _agrees(self, state: State, rows: list[list[int]], probe: list[int]) -> float:
-        """How far the continuation of `state` by `probe` is from that of freshly fed `rows`; the state is left as it was."""
+        """How far continuing `state` by `probe` is from freshly fed `rows`; the state is left as it was."""
         _expect(state.tokens == tuple(map(tuple, rows)), f"the state holds {rows}, not {state.tokens}")
         result = self.model.extend(state, [probe] * len(rows))
         worst = 0.0

@@ -239,9 +239,9 @@ class LanguageModel(ABC):
             state: from `start`; it is changed in place.
             tokens: [B, n] ids, `[n]` for one row. -1 stands for no token: at the end of a row's chain, or at tree nodes
                 this row lacks. What the result holds at such places is undefined.
-            parents: [n] or [B, n] for a tree: the index within this call of the node each one continues, -1 for the last
-                kept token. A node sees the kept tokens and its own ancestors only, at the position of its depth. The
-                tree then waits for `state.keep(path)`.
+            parents: [n] or [B, n] for a tree: the index within this call of the node each one continues, -1 for the
+                last kept token. A node sees the kept tokens and its own ancestors only, at the position of its depth.
+                The tree then waits for `state.keep(path)`.
 
         Returns:
             Next of shape [B, n]; entry (b, i) is p(. | kept tokens of b, ancestors of i, tokens[b, i]).
@@ -303,9 +303,10 @@ class LanguageModel(ABC):
 
 
 def _per_row(path: Path, batch: int, what: str) -> list[list[int]]:
-    rows = list(path)
-    if all(isinstance(node, int) for node in rows):
-        return [[int(node) for node in rows] for _ in range(batch)]  # type: ignore[arg-type]
-    if len(rows) != batch:
-        raise ValueError(f"{what} must be one list, or one per row ({batch}), got {len(rows)}")
-    return [[int(node) for node in row] for row in rows]  # type: ignore[union-attr]
+    flat = [node for node in path if isinstance(node, int)]
+    if len(flat) == len(path):
+        return [list(flat) for _ in range(batch)]
+    nested = [[int(node) for node in row] for row in path if not isinstance(row, int)]
+    if len(nested) != batch:
+        raise ValueError(f"{what} must be one list, or one per row ({batch}), got {len(path)}")
+    return nested

@@ -31,10 +31,10 @@ def load(spec: str | Path | LanguageModel, **options: Any) -> LanguageModel:
     """A language model from what a person would write.
 
     Args:
-        spec: `tiny` or `nano` (bundled), `http://...` or `https://...` (an OpenAI-compatible server), a folder, or an id
-            on the Hugging Face hub. A `LanguageModel` is returned as it is.
-        options: passed to `ServerModel` or `HFModel.from_pretrained`, whichever it is. A folder of the working directory
-            comes before a bundled model of that name only when written as a path (`./tiny`).
+        spec: `tiny` or `nano` (bundled), `http://...` or `https://...` (an OpenAI-compatible server), a folder, or an
+            id on the Hugging Face hub. A `LanguageModel` is returned as it is.
+        options: passed to `ServerModel` or `HFModel.from_pretrained`, whichever it is. A folder of the working
+            directory comes before a bundled model of that name only when written as a path (`./tiny`).
 
     Raises:
         ModelError: it cannot be found, reached or loaded.

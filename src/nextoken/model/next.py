@@ -88,8 +88,10 @@ def invert_cdf(log_probs: Tensor, uniform: Tensor) -> Tensor:
     probs = log_probs.double().exp()
     cumulative = probs.cumsum(-1)
     total = cumulative[..., -1:]
-    # Kept strictly below the total; the first index with cumulative > threshold has p > 0, for the cumulative rises there.
-    threshold = torch.minimum(uniform.to(probs.device)[..., None] * total, torch.nextafter(total, torch.zeros_like(total)))
+    # Strictly below the total; the first index with cumulative > threshold has p > 0, for the cumulative rises there.
+    threshold = torch.minimum(
+        uniform.to(probs.device)[..., None] * total, torch.nextafter(total, torch.zeros_like(total))
+    )
     return torch.searchsorted(cumulative, threshold, right=True)[..., 0]
 
 

@@ -32,7 +32,9 @@ class TableModel(LanguageModel):
         ValueError: the shape does not fit the symbols, a row is no distribution, or `<bos>` has probability.
     """
 
-    def __init__(self, table: Tensor, symbols: Sequence[str | bytes], *, eos: bool = False, name: str = "table") -> None:
+    def __init__(
+        self, table: Tensor, symbols: Sequence[str | bytes], *, eos: bool = False, name: str = "table"
+    ) -> None:
         spelled = [s.encode() if isinstance(s, str) else s for s in symbols]
         size = len(spelled) + 1 + eos
         probs = torch.as_tensor(table, dtype=torch.float64)
@@ -125,8 +127,8 @@ class TableModel(LanguageModel):
         """A table from some contexts: each uses the longest of its suffixes that is in `rows`.
 
         Args:
-            rows: context -> probabilities over the symbols (then `<eos>`), without `<bos>`; `()` must be there. Contexts
-                may contain the id of `<bos>`, `len(symbols)`, to mean the beginning of the text.
+            rows: context -> probabilities over the symbols (then `<eos>`), without `<bos>`; `()` must be there.
+                Contexts may contain the id of `<bos>`, `len(symbols)`, to mean the beginning of the text.
         """
         if () not in rows:
             raise ValueError("rows needs the empty context () as the last resort")
@@ -182,7 +184,7 @@ class TableModel(LanguageModel):
         bos_id = self.vocab.bos_id
         kept = state.tail(self.order)
         kept = torch.where(kept == ABSENT, bos_id, kept)  # type: ignore[arg-type]
-        # One line of memory: the kept tail, then the nodes; `node` walks from each token to its parent, then up the tail.
+        # One line of memory: the kept tail, then the nodes; `node` walks from each token to its parent, then the tail.
         line = torch.cat([kept, torch.where(tokens == ABSENT, bos_id, tokens)], dim=1)  # type: ignore[arg-type]
         if parents is None:
             parents = torch.arange(-1, n - 1).expand(batch, n)

@@ -83,10 +83,10 @@ class TokenizerVocab(Vocab):
         if surplus >= 0 and joined[surplus:] == data and not joined[:surplus].strip():
             # Exact, but for a leading space that the tokenizer may have added.
             ends = [max(0, end - surplus) for end in accumulate(map(len, pieces))]
-            return Encoding(ids, tuple([0, *ends[:-1]]), tuple(ends))
+            return Encoding(ids, (0, *ends[:-1]), tuple(ends))
         if not self.tokenizer.is_fast:
             raise ValueError(
-                f"{type(self.tokenizer).__name__} changes the text and gives no offsets, so tokens cannot be placed in it; "
+                f"{type(self.tokenizer).__name__} changes the text and gives no offsets: tokens have no place in it; "
                 "load its fast version"
             )
         # The tokenizer changed the text: character offsets, turned into byte offsets, are the best there is.
@@ -107,7 +107,9 @@ def _speller(tokenizer: PreTrainedTokenizerBase):  # type: ignore[no-untyped-def
     layout = f"{backend.decoder}{backend.pre_tokenizer}" if backend is not None else ""
     sample = tokenizer.convert_ids_to_tokens(list(range(len(tokenizer))))
     if "ByteLevel" in layout or (backend is None and hasattr(tokenizer, "byte_decoder")):
-        return lambda token_id, piece: bytes(letters[c] for c in piece) if set(piece) <= letters.keys() else piece.encode()
+        return lambda token_id, piece: (
+            bytes(letters[c] for c in piece) if set(piece) <= letters.keys() else piece.encode()
+        )
     if any(_BYTE_TOKEN.match(piece) for piece in sample if piece) or any(_SPACE in piece for piece in sample if piece):
 
         def sentencepiece(token_id: int, piece: str) -> bytes:
