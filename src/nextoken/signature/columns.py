@@ -101,19 +101,29 @@ def check(found: pa.Schema) -> None:
 
 
 def arrow(values: np.ndarray, kind: pa.DataType, *, nan_is_null: bool = False) -> pa.Array:
-    """Numbers [N], or [N, k] for list columns, as an Arrow array.
+    """Numbers [N], or [N, H] for a fixed-size list, as an Arrow array.
 
     Args:
-        nan_is_null: NaN stands for unknown, and so do negative ids and ranks; unknown entries of a list are left out.
+        nan_is_null: NaN stands for unknown, and so do negative integers.
     """
+    flat = values.reshape(-1)
     if pa.types.is_fixed_size_list(kind):
-        return pa.FixedSizeListArray.from_arrays(_flat(values, kind.value_type), kind.list_size)
-    if pa.types.is_list(kind):
-        known = _known(values) if nan_is_null else np.ones(values.shape, dtype=bool)
-        offsets = np.concatenate([[0], known.sum(1).cumsum()]).astype(np.int32)
-        return pa.ListArray.from_arrays(pa.array(offsets), _flat(values[known], kind.value_type))
-    mask = ~_known(values) if nan_is_null else None
-    return pa.array(values.astype(kind.to_pandas_dtype(), copy=False), type=kind, mask=mask)
+        return pa.FixedSizeListArray.from_arrays(_flat(flat, kind.value_type), kind.list_size)
+    return pa.array(
+        flat.astype(kind.to_pandas_dtype(), copy=False), type=kind, mask=~_known(flat) if nan_is_null else None
+    )
+
+
+def lists(ids: np.ndarray, logprobs: np.ndarray, *, is_partial: bool = False) -> tuple[pa.Array, pa.Array]:
+    """The columns `top_ids` and `top_logprobs` from arrays [N, k].
+
+    Args:
+        is_partial: lists may be shorter, ending in NaN, and an id may be unknown (-1), which becomes null.
+    """
+    there = ~np.isnan(logprobs) if is_partial else np.ones(ids.shape, dtype=bool)
+    offsets = pa.array(np.concatenate([[0], there.sum(1).cumsum()]).astype(np.int32))
+    inner = arrow(ids[there], pa.int32(), nan_is_null=is_partial), arrow(logprobs[there], pa.float32())
+    return pa.ListArray.from_arrays(offsets, inner[0]), pa.ListArray.from_arrays(offsets, inner[1])
 
 
 def spelled(pieces: Iterable[bytes], ends: Sequence[np.ndarray]) -> pa.Array:
@@ -158,17 +168,20 @@ def numpy(column: pa.ChunkedArray) -> np.ndarray:
 
 
 def table(values: Mapping[str, Any], wanted: pa.Schema, *, nan_is_null: bool = False) -> pa.Table:
-    """A table of `wanted` columns from arrays, numpy or Arrow; columns without values are null."""
+    """A table of `wanted` columns from arrays, numpy or Arrow; what is NaN or below 0 is null if so asked (partial models)."""
     size = len(values["text_id"])
-    arrays = []
-    for field in wanted:
-        given = values.get(field.name)
-        if given is None:
-            arrays.append(pa.nulls(size, field.type))
-        elif isinstance(given, pa.Array):
-            arrays.append(given)
-        else:
-            arrays.append(arrow(given, field.type, nan_is_null=nan_is_null and field.name not in PLACE))
+    nothing = np.zeros((size, 0))
+    ids, logprobs = values.get("top_ids", nothing), values.get("top_logprobs", nothing)
+    given = {
+        **values,
+        **dict(zip(("top_ids", "top_logprobs"), lists(ids, logprobs, is_partial=nan_is_null), strict=True)),
+    }
+    arrays = [
+        given[field.name]
+        if isinstance(given[field.name], pa.Array)
+        else arrow(given[field.name], field.type, nan_is_null=nan_is_null and field.name not in PLACE)
+        for field in wanted
+    ]
     return pa.Table.from_arrays(arrays, schema=wanted)
 
 
@@ -178,4 +191,4 @@ def _known(values: np.ndarray) -> np.ndarray:
 
 
 def _flat(values: np.ndarray, kind: pa.DataType) -> pa.Array:
-    return pa.array(values.reshape(-1).astype(kind.to_pandas_dtype(), copy=False), type=kind)
+    return pa.array(values.astype(kind.to_pandas_dtype(), copy=False), type=kind)

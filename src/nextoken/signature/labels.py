@@ -19,7 +19,7 @@ class Labels:
         for chunk in table["token_id"].chunks:
             self._seen[chunk.to_numpy()] = True
         for chunk in table["top_ids"].chunks:
-            self._seen[chunk.flatten().to_numpy()] = True
+            self._seen[chunk.flatten().drop_null().to_numpy()] = True
 
     def as_dict(self) -> dict[int, str]:
         return {int(token_id): self._vocab.label(int(token_id)) for token_id in self._seen.nonzero()[0]}

@@ -255,7 +255,10 @@ class Signature:
         return page
 
     def _repr_html_(self) -> str:
-        return self.to_html()
+        from nextoken.signature import html
+
+        fragment: str = html.render_fragment(self)
+        return fragment
 
     def show(self, *, colour: str = "logprob") -> None:
         """Print the texts to the terminal, coloured by a column."""
