@@ -17,6 +17,8 @@ from nextoken.errors import InputError, ModelError, NextokenError, OutputError
 from nextoken.methods import Method, all_methods
 
 if TYPE_CHECKING:
+    from nextoken.decode.generate import generate, stream
+    from nextoken.decode.generation import Generation
     from nextoken.model.base import LanguageModel
     from nextoken.model.loading import load
     from nextoken.model.table import TableModel
@@ -25,15 +27,19 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 _LAZY = {
+    "Generation": "nextoken.decode.generation",
     "LanguageModel": "nextoken.model.base",
     "Signature": "nextoken.signature",
     "TableModel": "nextoken.model.table",
     "compare": "nextoken.signature",
+    "generate": "nextoken.decode.generate",
     "load": "nextoken.model.loading",
     "read": "nextoken.signature",
+    "stream": "nextoken.decode.generate",
 }
 
 __all__ = [
+    "Generation",
     "InputError",
     "LanguageModel",
     "Method",
@@ -45,8 +51,10 @@ __all__ = [
     "__version__",
     "all_methods",
     "compare",
+    "generate",
     "load",
     "read",
+    "stream",
 ]
 
 

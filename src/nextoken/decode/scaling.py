@@ -34,7 +34,7 @@ class Greedy(Transform):
 
     def __call__(self, scores: Tensor, context: Context) -> Tensor:
         best = scores.argmax(-1, keepdim=True)
-        return torch.full_like(scores, REMOVED).scatter(-1, best, 0.0)
+        return torch.full_like(scores, REMOVED).scatter(-1, best, scores.gather(-1, best))
 
 
 @method(name="Dynamic temperature", access="gray", summary="a temperature that rises with the entropy")

@@ -97,14 +97,23 @@ def normalise(scores: Tensor) -> Tensor:
     Raises:
         EmptyDistribution: a row has no token left, or a score is NaN.
     """
-    wide = scores.to(torch.promote_types(scores.dtype, torch.float32))
-    highest = wide.amax(-1)
+    wide = check_possible(scores).to(torch.promote_types(scores.dtype, torch.float32))
+    return torch.log_softmax(wide, -1)
+
+
+def check_possible(scores: Tensor) -> Tensor:
+    """The scores, if every row has a token left.
+
+    Raises:
+        EmptyDistribution: a row has none, or a score is NaN.
+    """
+    highest = scores.amax(-1)
     if not bool(torch.isfinite(highest).all()):
         row = int((~torch.isfinite(highest)).nonzero()[0])
         raise EmptyDistribution(
             f"no token is left in row {row}: the transforms removed them all; loosen them or change their order"
         )
-    return torch.log_softmax(wide, -1)
+    return scores
 
 
 def keep_at_least_one(scores: Tensor, removed: Tensor) -> Tensor:

@@ -37,6 +37,10 @@ class Next(ABC):
     def log_probs(self) -> Tensor:
         """log p [B, n, V] in nats, float32 or wider, normalised; -inf where a token is impossible."""
 
+    def logits(self) -> Tensor:
+        """log p [B, n, V] up to a constant per distribution: the model's raw logits where it has them."""
+        return self.log_probs()
+
     @abstractmethod
     def statistics(self, targets: Tensor | None = None, *, top: int = 0) -> Statistics:
         """Statistics over the whole vocabulary, each of shape [B, n]; see `nextoken.head.Statistics`.
@@ -116,6 +120,9 @@ class DenseNext(Next):
         self.shape = (logits.shape[0], logits.shape[1])
         self.vocab_size = logits.shape[2]
 
+    def logits(self) -> Tensor:
+        return self._logits
+
     def log_probs(self) -> Tensor:
         wide = torch.promote_types(self._logits.dtype, torch.float32)
         return torch.log_softmax(self._logits.to(wide), dim=-1)
@@ -140,6 +147,9 @@ class HeadNext(Next):
     @property
     def hidden(self) -> Tensor:
         return self._hidden
+
+    def logits(self) -> Tensor:
+        return self.head.logits(self._hidden)
 
     def log_probs(self) -> Tensor:
         return torch.log_softmax(self.head.logits(self._hidden), dim=-1)

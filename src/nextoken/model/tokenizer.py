@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
-from functools import cached_property
+from collections.abc import Iterable, Mapping, Sequence
 from itertools import accumulate
 from typing import TYPE_CHECKING
 
@@ -94,10 +93,14 @@ class TokenizerVocab(Vocab):
         spans = [(at[start], at[end]) for start, end in result["offset_mapping"]]
         return Encoding(ids, tuple(s for s, _ in spans), tuple(e for _, e in spans))
 
-    @cached_property
-    def has_chat_template(self) -> bool:
-        """Whether the tokenizer can lay out a conversation."""
-        return bool(getattr(self.tokenizer, "chat_template", None))
+    def chat(self, messages: Sequence[Mapping[str, str]]) -> tuple[int, ...]:
+        if not getattr(self.tokenizer, "chat_template", None):
+            raise ValueError("the tokenizer has no chat template: give the prompt as one text, or set one")
+        text = self.tokenizer.apply_chat_template(
+            [dict(message) for message in messages], tokenize=False, add_generation_prompt=True
+        )
+        # The template writes the specials it wants, the begin token among them.
+        return tuple(self.tokenizer(text, add_special_tokens=False)["input_ids"])
 
 
 def _speller(tokenizer: PreTrainedTokenizerBase):  # type: ignore[no-untyped-def]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -82,6 +82,14 @@ class Vocab:
     def decode_text(self, ids: Iterable[int]) -> str:
         """`decode` as text, invalid UTF-8 replaced."""
         return self.decode(ids).decode("utf-8", errors="replace")
+
+    def chat(self, messages: Sequence[Mapping[str, str]]) -> tuple[int, ...]:
+        """Token ids of a conversation as the model's chat template lays it out, ready for the reply.
+
+        Raises:
+            ValueError: there is no chat template.
+        """
+        raise ValueError("this vocabulary has no chat template: give the prompt as one text")
 
     def encode(self, text: str | bytes) -> Encoding:
         """Tokens of a text, without begin or end tokens; names of specials in it are ordinary text.

@@ -1,0 +1,197 @@
+"""generate() and stream(): prompts in, texts out."""
+
+from __future__ import annotations
+
+import hashlib
+import secrets
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import TypeAlias, overload
+
+from nextoken.decode.generation import Generation
+from nextoken.decode.loop import Loop
+from nextoken.decode.parsing import transform as parsed
+from nextoken.decode.request import Finish, Piece, Request
+from nextoken.decode.transform import Chain, Transform
+from nextoken.model.base import LanguageModel
+from nextoken.model.loading import load
+
+Chat: TypeAlias = Sequence[Mapping[str, str]]
+Prompt: TypeAlias = str | Chat
+
+
+@overload
+def generate(
+    model: LanguageModel | str | Path,
+    prompt: str,
+    *,
+    transform: Transform | str | None = None,
+    max_tokens: int = 128,
+    stop: str | Sequence[str] = (),
+    seed: int | None = None,
+    ignore_eos: bool = False,
+    max_rows: int = 64,
+) -> Generation: ...
+
+
+@overload
+def generate(
+    model: LanguageModel | str | Path,
+    prompt: Prompt | Sequence[Prompt],
+    *,
+    transform: Transform | str | None = None,
+    max_tokens: int = 128,
+    stop: str | Sequence[str] = (),
+    n: int = 1,
+    seed: int | None = None,
+    ignore_eos: bool = False,
+    max_rows: int = 64,
+) -> Generation | list[Generation]: ...
+
+
+def generate(
+    model: LanguageModel | str | Path,
+    prompt: Prompt | Sequence[Prompt],
+    *,
+    transform: Transform | str | None = None,
+    max_tokens: int = 128,
+    stop: str | Sequence[str] = (),
+    n: int = 1,
+    seed: int | None = None,
+    ignore_eos: bool = False,
+    max_rows: int = 64,
+) -> Generation | list[Generation]:
+    """Draw texts from transform(p): at each step a token from the model's distribution as the transform leaves it.
+
+    Args:
+        model: a model, or what `nextoken.load` takes.
+        prompt: a text, a conversation (list of {"role", "content"}, laid out by the tokenizer's chat template), or a
+            list of either. The begin token, if there is one, is put before a text.
+        transform: changes of the distribution, e.g. `Temperature(0.8) | TopP(0.95)` or the same as text
+            (`"temperature(0.8) | top_p(0.95)"`); none means plain sampling from the model, `"greedy"` its best token.
+        max_tokens: most tokens per text.
+        stop: texts that end the output, matched on bytes across tokens; not part of it.
+        n: texts per prompt; they share the work of reading it.
+        seed: equal seeds give equal tokens, whatever else is generated at the same time; None draws one, which the
+            result's `request.seed` tells. The i-th of n texts uses a seed derived from it and i.
+        ignore_eos: go on after an end token.
+        max_rows: most sequences at work at once.
+
+    Returns:
+        A Generation for one prompt and n = 1, else a list: all of the first prompt, then all of the second, ...
+
+    Raises:
+        ValueError: a limit is out of range, the prompt is empty or does not fit the context, or the transform removes
+            every token.
+        ModelError: the model cannot be loaded.
+    """
+    p = load(model)
+    prompts, single = _listed(prompt)
+    requests = _requests(p, prompts, transform, max_tokens, stop, n, seed, ignore_eos)
+    loop = Loop(p, max_rows=max_rows)
+    running = {loop.submit(request): request for request in requests}
+    texts: dict[int, list[str]] = {ticket: [] for ticket in running}
+    pieces: dict[int, list[Piece]] = {ticket: [] for ticket in running}
+    coins: dict[int, tuple[float, ...]] = {}
+    for piece in loop.run():
+        pieces[piece.ticket].append(piece)
+        texts[piece.ticket].append(piece.text)
+        if piece.finish is not None:
+            coins[piece.ticket] = piece.coins
+    made = [
+        Generation(
+            text="".join(texts[ticket]),
+            tokens=tuple(piece.token for piece in pieces[ticket]),
+            finish=_finish(pieces[ticket]),
+            surprisals=tuple(piece.surprisal for piece in pieces[ticket]),
+            request=request,
+            model=p,
+            coins=coins[ticket],
+        )
+        for ticket, request in running.items()
+    ]
+    return made[0] if single and n == 1 else made
+
+
+def stream(
+    model: LanguageModel | str | Path,
+    prompt: Prompt,
+    *,
+    transform: Transform | str | None = None,
+    max_tokens: int = 128,
+    stop: str | Sequence[str] = (),
+    seed: int | None = None,
+    ignore_eos: bool = False,
+) -> Iterator[Piece]:
+    """The pieces of one text as they are drawn; their `text` joined is what `generate` would return.
+
+    Never half a character, never a part of a stop string. Closing the iterator frees the model's memory of the text.
+    Arguments and errors as of `generate`.
+    """
+    p = load(model)
+    loop = Loop(p)
+    (request,) = _requests(p, [prompt], transform, max_tokens, stop, 1, seed, ignore_eos)
+    loop.submit(request)
+    return loop.run()
+
+
+def derived_seed(seed: int, sample: int) -> int:
+    """The seed of the i-th text of a call; the first has the call's own."""
+    if sample == 0:
+        return seed
+    return int.from_bytes(hashlib.sha256(f"{seed}/{sample}".encode()).digest()[:8], "big")
+
+
+def prompt_tokens(model: LanguageModel, prompt: Prompt) -> tuple[int, ...]:
+    """Token ids of a prompt, begin token included.
+
+    Raises:
+        ValueError: a conversation is given to a model without a chat template, or the prompt has no token at all.
+    """
+    if not isinstance(prompt, str):
+        return model.vocab.chat(prompt)
+    begin = () if model.vocab.bos_id is None else (model.vocab.bos_id,)
+    return (*begin, *model.vocab.encode(prompt).ids)
+
+
+def _listed(prompt: Prompt | Sequence[Prompt]) -> tuple[list[Prompt], bool]:
+    if isinstance(prompt, str):
+        return [prompt], True
+    if prompt and all(isinstance(turn, Mapping) for turn in prompt):
+        return [prompt], True  # type: ignore[list-item]
+    return list(prompt), False  # type: ignore[arg-type]
+
+
+def _requests(
+    model: LanguageModel,
+    prompts: Sequence[Prompt],
+    transform: Transform | str | None,
+    max_tokens: int,
+    stop: str | Sequence[str],
+    n: int,
+    seed: int | None,
+    ignore_eos: bool,
+) -> list[Request]:
+    if n < 1:
+        raise ValueError(f"n must be at least 1, got {n}")
+    rule = parsed(transform) if isinstance(transform, str) else transform or Chain()
+    stops = tuple(text.encode() for text in ([stop] if isinstance(stop, str) else stop))
+    root = secrets.randbits(63) if seed is None else seed
+    return [
+        Request(
+            prompt=prompt_tokens(model, prompt),
+            transform=rule,
+            max_tokens=max_tokens,
+            stops=stops,
+            seed=derived_seed(root, sample),
+            ignore_eos=ignore_eos,
+        )
+        for prompt in prompts
+        for sample in range(n)
+    ]
+
+
+def _finish(pieces: Sequence[Piece]) -> Finish:
+    finish = pieces[-1].finish
+    assert finish is not None
+    return finish
