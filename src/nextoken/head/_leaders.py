@@ -1,4 +1,4 @@
-"""The running top-k of a sweep, exact under ties, touching only rows whose block can change it."""
+"""The running top-k of a sweep, exact under ties, touching only the entries that can change it."""
 
 from __future__ import annotations
 
@@ -7,26 +7,23 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-STRIDE = 32  # entries per chunk; a chunk is every (width // STRIDE)-th column, so its maximum vectorises
+STRIDE = 32  # entries per chunk; a chunk is every (width / STRIDE)-th column, so that its maximum vectorises
 
 
 @dataclass(frozen=True)
 class Peaks:
-    """Maxima of one block of logits [n, B]: of its chunks [n, C], of the columns left over, and of the whole row [n]."""
+    """Maxima of one block of logits [n, B]: of its chunks [n, C] and of the whole rows [n].
+
+    Chunk j holds the columns j, j + C, j + 2C, ...; where STRIDE does not divide B, every entry is its own chunk.
+    """
 
     chunks: Tensor
     row: Tensor
 
     @classmethod
     def of(cls, z: Tensor) -> Peaks:
-        n, width = z.shape
-        count = width // STRIDE
-        body = count * STRIDE
-        chunks = z[:, :body].unflatten(1, (STRIDE, count)).amax(1) if count else z.new_empty(n, 0)
-        row = chunks.amax(1) if count else z.amax(1)
-        if count and body < width:
-            row = torch.maximum(row, z[:, body:].amax(1))
-        return cls(chunks, row)
+        chunks = z if z.shape[1] % STRIDE else z.view(z.shape[0], STRIDE, -1).amax(1)
+        return cls(chunks, chunks.amax(1))
 
 
 class Leaders:
@@ -45,84 +42,52 @@ class Leaders:
 
         Returns (rows, columns) of the entries of this block that are among the leaders now.
 
-        An entry beats the k-th leader only if it is strictly larger: all earlier ids are lower. So a row whose maximum
-        does not exceed its k-th leader is left alone, and of the others only the chunks whose maximum exceeds it are
-        looked into.
+        An entry gets in only if it is strictly larger than the k-th leader, since all earlier ids are lower, so only
+        chunks whose maximum is larger are looked into. Where more than k chunks of a row are, the k-th largest of their
+        maxima is a second bound: k entries are at least that large.
         """
-        rows = (peaks.row > self.values[:, -1]).nonzero().squeeze(1)
-        if rows.numel() == 0:
-            return rows, rows
-        whole = rows.numel() == z.shape[0]
-        old_values = self.values if whole else self.values[rows]
-        old_ids = self.ids if whole else self.ids[rows]
-        columns, tied = self._columns(z, peaks.chunks if whole else peaks.chunks[rows], old_values[:, -1:])
-        values = torch.cat([old_values, z[rows[:, None], columns]], 1)
-        ids = torch.cat([old_ids, columns + first], 1)
-        if values.shape[1] > self.k:
-            best, chosen = values.topk(self.k + 1, dim=1)
-            tied = tied | ((best[:, self.k - 1] == best[:, self.k]) & (best[:, self.k] > -torch.inf))
-            best, chosen = best[:, : self.k], chosen[:, : self.k]
-        else:
-            best, chosen = values.topk(self.k, dim=1)
-        ids = ids.gather(1, chosen)
-        if tied.any():
-            best, ids = self._settle(z, first, rows, tied, old_values, old_ids, best, ids)
-        elif self.k > 1 and ((best[:, 1:] == best[:, :-1]) & (best[:, 1:] > -torch.inf)).any():
-            ids, order = ids.sort(dim=1)
-            best, order = best.gather(1, order).sort(dim=1, descending=True, stable=True)
-            ids = ids.gather(1, order)
-        ids = ids.masked_fill(best == -torch.inf, -1)
-        if whole:
-            self.values, self.ids = best, ids
-        else:
-            self.values[rows], self.ids[rows] = best, ids
-        entered = (ids >= first).nonzero()
-        return rows[entered[:, 0]], ids[entered[:, 0], entered[:, 1]] - first
+        threshold = self.values[:, -1:]
+        over = peaks.chunks > threshold
+        most = int(over.sum(1).amax())
+        if most == 0:
+            nothing = torch.empty(0, dtype=torch.int64, device=z.device)
+            return nothing, nothing
+        bound = None
+        if most > self.k:
+            bound = peaks.chunks.topk(self.k, dim=1).values[:, -1:]
+            over &= peaks.chunks >= bound
+        rows, columns, values = self._candidates(z, over, threshold, bound)
+        count = torch.bincount(rows, minlength=z.shape[0])
+        place = torch.arange(rows.numel(), device=z.device) - (count.cumsum(0) - count)[rows]
+        wide = (z.shape[0], int(count.amax()))
+        all_values = torch.cat([self.values, z.new_full(wide, -torch.inf)], 1)
+        all_ids = torch.cat([self.ids, torch.full(wide, -1, dtype=torch.int64, device=z.device)], 1)
+        all_values[rows, self.k + place] = values
+        all_ids[rows, self.k + place] = columns + first
+        best, chosen = all_values.topk(self.k + 1, dim=1)
+        tied = ((best[:, 1:] == best[:, :-1]) & (best[:, 1:] > -torch.inf)).any(1).nonzero().squeeze(1)
+        self.values, self.ids = best[:, : self.k].contiguous(), all_ids.gather(1, chosen[:, : self.k])
+        for some in torch.split(tied, 16):
+            ids, order = all_ids[some].sort(dim=1)
+            ordered, by_value = all_values[some].gather(1, order).sort(dim=1, descending=True, stable=True)
+            self.values[some] = ordered[:, : self.k]
+            self.ids[some] = ids.gather(1, by_value[:, : self.k])
+        self.ids.masked_fill_(self.values == -torch.inf, -1)
+        entered = (self.ids >= first).nonzero()
+        return entered[:, 0], self.ids[entered[:, 0], entered[:, 1]] - first
 
-    def _columns(self, z: Tensor, chunks: Tensor, threshold: Tensor) -> tuple[Tensor, Tensor]:
-        """Columns [r, m] of the block that may lead, and the rows [r] where a tie between chunks leaves it open."""
-        width, count = z.shape[1], chunks.shape[1]
-        open_rows = torch.zeros(chunks.shape[0], dtype=torch.bool, device=z.device)
-        tail = torch.arange(count * STRIDE, width, device=z.device).expand(chunks.shape[0], -1)
-        if count == 0:
-            return tail, open_rows
-        needed = int((chunks > threshold).sum(1).amax())
-        if needed == 0:
-            return tail, open_rows
-        kept = min(needed, self.k)
-        best, chosen = chunks.topk(min(kept + 1, count), dim=1)
-        if needed > self.k:
-            # The k-th and the next chunk tie: a lower id may sit in the one not taken.
-            open_rows = (best[:, kept - 1] == best[:, kept]) & (best[:, kept] > threshold[:, 0])
-        offsets = torch.arange(0, count * STRIDE, count, device=z.device)
-        inside = (chosen[:, :kept, None] + offsets).flatten(1)
-        return torch.cat([inside, tail], 1), open_rows
-
-    def _settle(
-        self,
-        z: Tensor,
-        first: int,
-        rows: Tensor,
-        tied: Tensor,
-        old_values: Tensor,
-        old_ids: Tensor,
-        best: Tensor,
-        ids: Tensor,
-    ) -> tuple[Tensor, Tensor]:
-        """Redo every row by a stable sort of all its entries, a few rows at a time; ties are rare but must be exact."""
-        block_ids = torch.arange(first, first + z.shape[1], device=z.device)
-        for some in torch.arange(rows.numel(), device=z.device).split(16):
-            if not tied[some].any():
-                some_best, some_ids = best[some], ids[some]
-                some_ids, order = some_ids.sort(dim=1)
-                some_best, order = some_best.gather(1, order).sort(dim=1, descending=True, stable=True)
-                best[some], ids[some] = some_best, some_ids.gather(1, order)
-                continue
-            values = torch.cat([old_values[some], z[rows[some]]], 1)
-            names = torch.cat([old_ids[some], block_ids.expand(some.numel(), -1)], 1)
-            ordered, order = values.sort(dim=1, descending=True, stable=True)
-            best[some], ids[some] = ordered[:, : self.k], names.gather(1, order[:, : self.k])
-        return best, ids
+    @staticmethod
+    def _candidates(z: Tensor, over: Tensor, threshold: Tensor, bound: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
+        """Rows (ascending), columns and values of the entries of the chunks marked that pass the threshold and the bound."""
+        rows, chunks = over.nonzero().unbind(1)
+        count = over.shape[1]
+        inside = chunks[:, None] + torch.arange(0, z.shape[1], count, device=z.device)
+        values = z.reshape(-1).index_select(0, (rows[:, None] * z.shape[1] + inside).flatten()).view_as(inside)
+        passing = values > threshold[rows]
+        if bound is not None:
+            passing &= values >= bound[rows]
+        chunk, offset = passing.nonzero().unbind(1)
+        return rows[chunk], inside[chunk, offset], values[chunk, offset]
 
     def complete(self, vocab_size: int) -> None:
         """Fill empty slots (fewer than k finite logits) with the lowest ids of probability zero."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Literal
 
@@ -35,8 +36,8 @@ def statistics(
         head: the unembedding.
         targets: [...] ids of the tokens that came, -1 for none; or None.
         top: k of the top-k to keep; cut to V.
-        impl: "torch" (any device), "triton" (CUDA), "naive" (holds all logits in float64: the reference), "auto": triton on
-            CUDA where it is installed, else torch.
+        impl: "torch" (any device), "triton" (CUDA), "naive" (holds all logits in float64: the reference), "auto":
+            triton on CUDA where it is installed, else torch.
 
     A target's rank counts logits above its own by more than the rounding of the two dot products, so that neither the
     target itself nor an identical row of W is ever counted.
@@ -103,18 +104,18 @@ def statistics_from_logits(logits: Tensor, targets: Tensor | None = None, *, top
 
 
 def block_width(rows: int, vocab_size: int) -> int:
-    """Tokens per block: as many as ENTRIES allow, a multiple of the chunk of the leaders, blocks of about equal width."""
+    """Tokens per block: as many as ENTRIES allow, a multiple of the leaders' STRIDE, blocks of about equal width."""
     width = max(STRIDE, ENTRIES // max(1, min(rows, ROWS)))
-    blocks = -(-vocab_size // width)
-    return -(-(-(-vocab_size // blocks)) // STRIDE) * STRIDE
+    even = math.ceil(vocab_size / math.ceil(vocab_size / width))
+    return math.ceil(even / STRIDE) * STRIDE
 
 
 def target_of(rows: Tensor, head: Head, targets: Tensor) -> Target:
     """Target ids with the threshold above which a logit counts as larger.
 
-    The target's logit is needed before its block is reached, so it is a dot product of its own, whose last bits differ from
-    those of the matrix product. The threshold adds the error both can have: a few eps times the root of the sum of squares of
-    the H products (what independent roundings add up to) plus a few eps of the logit.
+    The target's logit is needed before its block is reached, so it is a dot product of its own, whose last bits differ
+    from those of the matrix product. The threshold adds the error both can have: a few eps times the root of the sum of
+    squares of the H products (what independent roundings add up to) plus a few eps of the logit.
     """
     safe = targets.clamp(min=0)
     products = rows * head.weight[safe].to(rows.dtype)

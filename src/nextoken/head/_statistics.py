@@ -14,12 +14,12 @@ from torch import Tensor
 class Statistics:
     """Statistics of p = softmax(z), z [..., V], for a batch [...] of distributions; natural logs, float32.
 
-    Every tensor has the batch's shape [...], but for the top-k, which is [..., k]. Rows that are no distribution (a NaN or
-    +inf logit, or nothing but -inf) are NaN throughout, with rank -1.
+    Every tensor has the batch's shape [...], but for the top-k, which is [..., k]. Rows that are no distribution (a NaN
+    or +inf logit, or nothing but -inf) are NaN throughout, with rank -1.
 
     Args:
         logprob: log p_y of the target y in nats; None without targets, NaN where the target is -1.
-        rank: number of tokens strictly more probable than y (int64, 0 = top, ties do not count); -1 where there is none.
+        rank: number of tokens strictly more probable than y (int64, 0 = top, ties do not count); -1 without y.
         mass_above: their probability.
         entropy: H = -sum p log p, nats.
         varentropy: sum p (log p + H)^2, nats^2.

@@ -102,7 +102,7 @@ class Sweep:
         self._aside: list[tuple[Tensor, Tensor, Tensor]] = []  # rows, logits, ids
 
     def absorb(self, scratch: Scratch, width: int, first: int) -> None:
-        """Take in the logits of the tokens first .. first + width - 1, which scratch.logits(n, width) holds. Spoils them."""
+        """Take in the logits of tokens first .. first + width - 1, held by scratch.logits(n, width); spoils them."""
         n = self.spoilt.numel()
         z = scratch.logits(n, width)
         a = scratch.powers[: n * width].view(n, width)
@@ -145,7 +145,7 @@ class Sweep:
         self.target_logit[here] = z[here, self.target.ids[here] - first].double()
 
     def _estimate(self) -> Tensor:
-        """E_p[z] [n] over the leaders and the blocks absorbed so far; at least max z - log V, so exp(4 s) cannot overflow."""
+        """E_p[z] [n] over the leaders and all blocks so far; at least max z - log V, so exp(4 s) cannot overflow."""
         values = self.leaders.values.double()
         top = values[:, 0]
         s = (values - top[:, None]).clamp(min=-1e3)
@@ -171,7 +171,7 @@ class Sweep:
             sums[MASS, rows] = above.mul_(e[rows]).sum(1)
 
     def _plain_sums(self, q: Tensor, sums: Tensor) -> tuple[Tensor, Tensor | None]:
-        """Unweighted sums of q and q^2 over the finite entries; where some are -inf they become 0 in q and are returned."""
+        """Unweighted sums of q and q^2 over the finite entries; those of -inf are returned, and become 0 in q."""
         count = torch.full(q.shape[:1], float(q.shape[1]), dtype=torch.float64, device=q.device)
         absent = None
         plain = q.sum(1)
@@ -185,7 +185,7 @@ class Sweep:
         far = (square > SPREAD * (square - plain * mean)).nonzero().squeeze(1)
         sums[PLAIN] = plain
         sums[PLAIN_SQUARE] = square - plain * mean  # central, unlike the others
-        for some in far.split(64):
+        for some in torch.split(far, 64):
             centred = q[some] - mean[some, None]
             if absent is not None:
                 centred.masked_fill_(absent[some], 0.0)
@@ -228,7 +228,7 @@ class Sweep:
         """Sum e s^k once more for some rows of the block stored last, about a better centre."""
         _, about, sums, _ = self._parts[-1]
         unit = 1.0 / self.scale
-        for some in far.split(64):
+        for some in torch.split(far, 64):
             move = ((better[some] - about[some]) * self.scale).to(q.dtype)
             nearer = q[some] - move[:, None]
             if absent is not None:
@@ -244,6 +244,6 @@ class Sweep:
         return Partial(torch.stack(centre), torch.stack(about), torch.stack(sums), torch.stack(count))
 
     def aside(self) -> tuple[Tensor, Tensor, Tensor]:
-        """Rows, logits (float64) and ids of the entries that were set aside: in no sum but the unweighted ones and ABOVE."""
+        """Rows, logits (float64) and ids of the entries set aside: in no sum but the unweighted ones and ABOVE."""
         rows, values, ids = zip(*self._aside, strict=True)
         return torch.cat(rows), torch.cat(values).double(), torch.cat(ids)

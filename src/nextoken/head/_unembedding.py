@@ -53,7 +53,7 @@ class Head:
         return self.weight.shape[1]
 
     def logits(self, hidden: Tensor) -> Tensor:
-        """z [..., V] in float32 (float64 if hidden or weight is) for hidden [..., H]; the one place that makes them all.
+        """z [..., V] in float32 (float64 if hidden or weight is) for hidden [..., H]: all of them, in memory.
 
         Raises:
             ValueError: the last dimension of hidden is not H.
@@ -66,7 +66,7 @@ class Head:
         return self._finish(z * self.scale if self.scale != 1.0 else z)
 
     def fill(self, out: Tensor, hidden: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-        """Write the logits of one block of tokens to out [n, B]: hidden [n, H], weight [B, H], bias [B], all of one dtype."""
+        """Write the logits of a block of tokens to out [n, B]: hidden [n, H], weight [B, H], bias [B], of one dtype."""
         if bias is not None:
             torch.addmm(bias, hidden, weight.T, beta=self.scale, alpha=self.scale, out=out)
         else:
