@@ -168,7 +168,7 @@ def numpy(column: pa.ChunkedArray) -> np.ndarray:
 
 
 def table(values: Mapping[str, Any], wanted: pa.Schema, *, nan_is_null: bool = False) -> pa.Table:
-    """A table of `wanted` columns from arrays, numpy or Arrow; what is NaN or below 0 is null if so asked (partial models)."""
+    """A table of `wanted` columns from arrays, numpy or Arrow; unknown numbers (see `arrow`) are null."""
     size = len(values["text_id"])
     nothing = np.zeros((size, 0))
     ids, logprobs = values.get("top_ids", nothing), values.get("top_logprobs", nothing)

@@ -30,14 +30,15 @@ def progress(shown: bool | None, total: int | None) -> Iterator[Report]:
             tokens, elapsed = task.fields["tokens"], task.elapsed or 0.0
             return Text(f"{tokens:,} tokens, {tokens / elapsed if elapsed else 0:,.0f}/s")
 
+    console = Console(stderr=True)
     bar = Progress(
         TextColumn("reading"),
         BarColumn(),
         TextColumn("{task.completed:,.0f}" + (f" of {total:,}" if total is not None else "") + " texts"),
         Rate(),
         TimeRemainingColumn(),
-        console=Console(stderr=True),
-        transient=True,
+        console=console,
+        transient=console.is_terminal,
     )
     with bar:
         task = bar.add_task("reading", total=total, tokens=0)
