@@ -1,0 +1,1 @@
+"""Command line, local web page and HTTP service."""
