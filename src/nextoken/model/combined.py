@@ -1,0 +1,141 @@
+"""Combined: one distribution made from those of several branches that follow the same tokens."""
+
+from __future__ import annotations
+
+import hashlib
+from abc import abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from nextoken.model.base import ABSENT, LanguageModel, Memory, State
+from nextoken.model.next import DenseNext, Next
+
+
+@dataclass(frozen=True)
+class Branch:
+    """A model and what it has read before the text.
+
+    Args:
+        model: any language model that gives whole distributions.
+        prefix: token ids, begin token included, that stand in place of the text's begin token; None for just that.
+    """
+
+    model: LanguageModel
+    prefix: tuple[int, ...] | None = None
+
+    @property
+    def surplus(self) -> int:
+        """Tokens the branch holds more than the text does, once the text has begun."""
+        return 0 if self.prefix is None else len(self.prefix) - 1
+
+
+class Branches(Memory):
+    """The states of all branches, kept in step."""
+
+    def __init__(self, branches: Sequence[Branch], states: Sequence[State]) -> None:
+        self.branches, self.states = branches, list(states)
+
+    def keep(self, nodes: Sequence[Sequence[int]]) -> None:
+        for state in self.states:
+            state.keep(nodes)
+
+    def rewind(self, lengths: Sequence[int]) -> None:
+        for branch, state in zip(self.branches, self.states, strict=True):
+            wanted = [length + branch.surplus if length else 0 for length in lengths]
+            state.rewind([have - want for have, want in zip(state.lengths, wanted, strict=True)])
+
+    def fork(self, rows: Sequence[int]) -> Branches:
+        return Branches(self.branches, [state.fork(rows) for state in self.states])
+
+    def join(self, others: Sequence[Memory]) -> Branches:
+        columns = zip(*(other.states for other in others if isinstance(other, Branches)), strict=True)
+        joined = [state.join(*column) for state, column in zip(self.states, columns, strict=True)]
+        return Branches(self.branches, joined)
+
+
+class Combined(LanguageModel):
+    """p = softmax(combine(log p_1, ..., log p_m)), where branch i has read its own prefix and then the same text.
+
+    The first branch is the main one: it lends name, vocabulary and precision. A subclass gives `combine`.
+
+    Args:
+        branches: at least one, all over one vocabulary. Branches with a prefix need texts that begin with the begin
+            token, which the prefix replaces.
+
+    Raises:
+        ValueError: the vocabularies differ, a branch tells only its top tokens, or there is a prefix but no begin token.
+    """
+
+    def __init__(self, branches: Sequence[Branch], *, name: str) -> None:
+        if not branches:
+            raise ValueError("a combined model needs at least one branch")
+        main = branches[0].model
+        for branch in branches:
+            if branch.model.vocab.digest != main.vocab.digest:
+                raise ValueError(
+                    f"{branch.model.name} and {main.name} have different vocabularies; "
+                    "see them as models over bytes, or align their vocabularies, first"
+                )
+            if branch.model.is_partial:
+                raise ValueError(f"{branch.model.name} tells only its most probable tokens; whole ones are needed")
+            if branch.prefix is not None and (not branch.prefix or main.vocab.bos_id is None):
+                raise ValueError(
+                    f"a branch with a prefix replaces the begin token by it: the prefix must have a token, and "
+                    f"{main.name} a begin token"
+                )
+        self.branches = tuple(branches)
+        self.name, self.vocab = name, main.vocab
+        limits = [b.model.context_length - b.surplus for b in branches if b.model.context_length is not None]
+        self.context_length = min(limits, default=None)
+        self.supports_trees = all(branch.model.supports_trees for branch in branches)
+
+    @property
+    def dtype(self) -> str:
+        return self.branches[0].model.dtype
+
+    @property
+    def digest(self) -> str:
+        parts = [(branch.model.digest, branch.prefix) for branch in self.branches]
+        return hashlib.sha256(repr((type(self).__name__, parts, self._settings())).encode()).hexdigest()[:16]
+
+    @abstractmethod
+    def combine(self, log_probs: Sequence[Tensor]) -> Tensor:
+        """Scores [B, n, V] from the log-probabilities [B, n, V] of each branch; they are normalised afterwards."""
+
+    def _settings(self) -> object:
+        """What else the distribution depends on, for the digest."""
+        return None
+
+    def _remember(self, batch: int) -> Branches:
+        return Branches(self.branches, [branch.model.start(batch) for branch in self.branches])
+
+    def _feed(self, state: State, tokens: Tensor, parents: Tensor | None) -> Next:
+        memory = state.memory
+        assert isinstance(memory, Branches)
+        begun = [row for row, length in enumerate(state.lengths) if not length and int(tokens[row, 0]) != ABSENT]
+        if any(branch.prefix is not None for branch in self.branches) and (
+            (parents is not None and begun) or any(int(tokens[row, 0]) != self.vocab.bos_id for row in begun)
+        ):
+            raise ValueError(f"{self.name} reads texts from their begin token, fed as a chain: feed it first")
+        said = [
+            self._branch(branch, inner, begun, tokens, parents)
+            for branch, inner in zip(self.branches, memory.states, strict=True)
+        ]
+        return DenseNext(self.combine(said))
+
+    def _branch(
+        self, branch: Branch, inner: State, begun: Sequence[int], tokens: Tensor, parents: Tensor | None
+    ) -> Tensor:
+        """Feed one branch and return its log-probabilities at the given tokens; the texts of rows `begun` begin now."""
+        if branch.prefix is None or not begun:
+            return branch.model.extend(inner, tokens, parents).log_probs()
+        rows = [[*branch.prefix, *row[1:]] if number in begun else row for number, row in enumerate(tokens.tolist())]
+        width = max(map(len, rows))
+        padded = torch.tensor([[*row, *[ABSENT] * (width - len(row))] for row in rows])
+        said = branch.model.extend(inner, padded).log_probs()
+        shift = torch.tensor([branch.surplus if number in begun else 0 for number in range(len(rows))])
+        columns = (shift[:, None] + torch.arange(tokens.shape[1])).to(said.device)
+        return torch.gather(said, 1, columns[..., None].expand(-1, -1, said.shape[-1]))
