@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from nextoken.errors import ModelError
-from nextoken.head import Statistics
+from nextoken.head import Statistics, compare, compare_logits
 from nextoken.model.base import ABSENT, LanguageModel
 from nextoken.model.next import HeadNext, Next
 from nextoken.signature import columns
@@ -122,8 +122,6 @@ def batches(lengths: Sequence[int], batch_tokens: int) -> list[list[int]]:
 
 def _compared(p: Next, q: Next) -> Numbers:
     """Cross-entropy and divergences of two Next of shape [N, 1]."""
-    from nextoken.head import compare, compare_logits
-
     if isinstance(p, HeadNext) and isinstance(q, HeadNext):
         found = [compare(p.hidden[:, 0], p.head, q.hidden[:, 0], q.head)]
     else:
