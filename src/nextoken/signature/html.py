@@ -26,6 +26,8 @@ if TYPE_CHECKING:
 
 _SCRIPTS = ("columns.js", "words.js", "text.js", "plot.js", "card.js", "page.js")
 """In the order in which they need each other."""
+_UNKNOWN = "(unknown)"
+"""Label of a token of which a server told the probability but not which it is."""
 _LIMIT = 400_000
 """Tokens of a page: about 100 MB, which browsers still open."""
 
@@ -135,6 +137,7 @@ def _told(signature: Signature) -> dict[str, Any]:
     shown = [piece for a, b in pairwise(signature.row_offsets) for piece in spelled(tokens[a:b])]
     pieces = {piece: number for number, piece in enumerate(dict.fromkeys(shown))}
     top = _one(table["top_ids"])
+    top_ids = np.asarray(pc.fill_null(top.flatten(), -1))
     sizes = np.asarray(pc.fill_null(pc.list_value_length(top), 0))
     begins = signature.column("byte_start")
     columns = {}
@@ -152,7 +155,7 @@ def _told(signature: Signature) -> dict[str, Any]:
         "texts": texts,
         "figures": _finite(signature.summary()),
         "columns": columns,
-        "labels": [signature.vocab_labels[token_id] for token_id in labels],
+        "labels": [*(signature.vocab_labels[token_id] for token_id in labels), _UNKNOWN],
         "pieces": [piece.text for piece in pieces],
         "broken": [number for number, piece in enumerate(pieces) if not piece.is_whole],
         "piece": _numbers(np.array([pieces[piece] for piece in shown]), np.uint32),
@@ -162,7 +165,7 @@ def _told(signature: Signature) -> dict[str, Any]:
         "byte_start": _numbers(begins, np.float64),
         "byte_size": _numbers(signature.column("byte_end") - begins, np.uint32),
         "top_begin": _numbers(np.concatenate([[0], sizes.cumsum()]), np.uint32),
-        "top_label": _numbers(np.searchsorted(labels, np.asarray(top.flatten())), np.uint32),
+        "top_label": _numbers(np.where(top_ids < 0, len(labels), np.searchsorted(labels, top_ids)), np.uint32),
         "top_logprob": _numbers(np.asarray(_one(table["top_logprobs"]).flatten()), np.float32),
     }
 

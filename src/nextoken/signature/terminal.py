@@ -85,8 +85,9 @@ def most_surprising(signature: Signature, n: int = 10) -> Table:
         before = b"".join(signature.table["token"].slice(max(begin, row - 6), row - max(begin, row - 6)).to_pylist())
         expected = ""
         if values["top_ids"]:
-            share = math.exp(values["top_logprobs"][0])
-            expected = f"{_marked(signature.vocab_labels[values['top_ids'][0]])} {share:.1%}"
+            first = values["top_ids"][0]
+            label = "unknown" if first is None else _marked(signature.vocab_labels[first])
+            expected = f"{label} {math.exp(values['top_logprobs'][0]):.1%}"
         cells = [
             f"{values['position']:,}",
             _visible(before.decode(errors="ignore").replace("\n", " "))[-20:],

@@ -20,33 +20,38 @@ function card(row, { whole }) {
     make(
       "dl",
       { class: "main" },
-      ...pair("probability", Number.isNaN(logprob) ? upTo(row) : percent(Math.exp(logprob))),
-      ...pair("logprob", figure(logprob), "nats"),
-      ...pair("rank", figure(rank), Number.isNaN(rank) ? "" : `of ${count(told.metadata.vocab_size)}`),
+      pair("probability", Number.isNaN(logprob) ? upTo(row) : percent(Math.exp(logprob))),
+      pair("logprob", figure(logprob), "nats"),
+      pair("rank", figure(rank), Number.isNaN(rank) ? "" : `of ${count(told.metadata.vocab_size)}`),
     ),
     alternatives(row, logprob, rank, rest),
     make("dl", { class: "rest" }, ...beside(row, whole)),
   ];
 }
 
-const pair = (name, value, unit) => [
-  make("dt", {}, name),
-  make("dd", { "data-column": name }, value, unit ? make("small", {}, " " + unit) : null),
-];
+const pair = (name, value, unit) =>
+  make(
+    "div",
+    {},
+    make("dt", {}, name),
+    make("dd", { "data-column": name }, value, unit && value !== "unknown" ? make("small", {}, " " + unit) : null),
+  );
 
-// A token that a partial model did not tell is no more probable than the last one that it told.
+// A token that a partial model did not tell is within the rest of the mass, and, where the list is known to hold the most
+// probable tokens (only then is top1_prob known), no more probable than the last of it.
 function upTo(row) {
   const last = topBegin[row + 1] - 1;
-  if (last < topBegin[row]) return "unknown";
-  return "at most " + percent(Math.min(Math.exp(topLogprob[last]), number("rest_mass", row)));
+  const rest = number("rest_mass", row);
+  const most = last < topBegin[row] || Number.isNaN(number("top1_prob", row)) ? rest : Math.min(rest, Math.exp(topLogprob[last]));
+  return Number.isNaN(most) ? "unknown" : "≤ " + percent(most);
 }
 
 function beside(row, whole) {
   const names = Object.keys(told.columns).filter((name) => (whole ? !["logprob", "rank"].includes(name) : BESIDE.includes(name)));
-  return names.flatMap((name) => {
+  return names.map((name) => {
     if (name === "entropy" && Number.isNaN(number(name, row)) && column("entropy_upper"))
       return pair(name, `${figure(number("entropy_lower", row))} to ${figure(number("entropy_upper", row))}`, "nats");
-    if (told.metadata.is_partial && Number.isNaN(number(name, row)) && !whole) return [];
+    if (told.metadata.is_partial && Number.isNaN(number(name, row)) && !whole) return null;
     return pair(name, figure(number(name, row)), told.columns[name].scale.unit);
   });
 }

@@ -3,7 +3,7 @@
 const FIGURES = [
   ["bits_per_byte", "bits per byte", figure],
   ["perplexity", "perplexity", figure],
-  ["mean_entropy", "mean entropy", figure, "nats"],
+  ["mean_entropy", "mean entropy", entropyFigure, "nats"],
   ["top1", "top-1", percent],
   ["top10", "top-10", percent],
   ["mean_kl", "mean KL", figure, "nats"],
@@ -29,7 +29,7 @@ function start() {
   );
   for (const [index, text] of told.texts.entries()) {
     const bits = text.figures.bits_per_byte;
-    at("text-select").append(new Option(`${text.name} · ${bits === null ? "–" : figure(bits)} bits/byte`, index));
+    at("text-select").append(new Option(bits === null ? text.name : `${text.name} · ${figure(bits)} bits/byte`, index));
   }
   at("text-choice").hidden = told.texts.length < 2;
   at("text-select").value = told.first_text;
@@ -37,6 +37,7 @@ function start() {
   making();
   notices();
   setTheme(matchMedia("(prefers-color-scheme: dark)").matches ? "dark" : "light");
+  if (!told.texts.length) return at("text").append(make("p", { class: "quiet" }, "There is no text in this signature."));
   openText(told.first_text);
   listen();
 }
@@ -65,13 +66,19 @@ function openText(index) {
         "div",
         { "data-figure": key },
         make("dt", {}, label),
-        make("dd", {}, write(figures[key]), unit && figures[key] !== null ? make("small", {}, " " + unit) : null),
+        make("dd", {}, write(figures[key], figures), unit && write(figures[key], figures) !== "unknown" ? make("small", {}, " " + unit) : null),
       ),
     ),
   );
   surprises(index);
   legend();
   drawPlot();
+}
+
+// Where the model is partial, between its bounds.
+function entropyFigure(value, figures) {
+  if (value !== null || !("mean_entropy_upper" in figures)) return figure(value);
+  return `${figure(figures.mean_entropy_lower)} to ${figure(figures.mean_entropy_upper)}`;
 }
 
 function surprises(index) {
@@ -331,7 +338,11 @@ function listen() {
     });
   };
   addEventListener("scroll", later(() => (isZoomed ? drawPlot() : moveWindow())), { passive: true });
-  new ResizeObserver(later(drawPlot)).observe(plotBox);
+  new ResizeObserver(later(() => {
+    // In a narrow window only the plot stays at the top, and what stands above it scrolls away.
+    at("bar").style.top = innerWidth > 900 ? "" : `${6 - plotBox.offsetTop}px`;
+    drawPlot();
+  })).observe(plotBox);
   ready();
 }
 
