@@ -37,7 +37,7 @@ def examples(name: str) -> list[str]:
 
 
 def test_there_are_the_commands_promised() -> None:
-    assert {"read", "models", "methods", "verify"} <= COMMANDS.keys()
+    assert {"read", "models", "methods", "verify", "serve"} <= COMMANDS.keys()
 
 
 @pytest.mark.parametrize("name", COMMANDS)

@@ -11,6 +11,7 @@ from nextoken.app._complaints import Complaints
 from nextoken.app._methods import methods
 from nextoken.app._models import models
 from nextoken.app._read import read
+from nextoken.app._serve import serve
 from nextoken.app._verify import verify
 
 app = typer.Typer(
@@ -22,7 +23,7 @@ app = typer.Typer(
     rich_markup_mode="markdown",
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-for command in (read, models, methods, verify):
+for command in (read, models, methods, verify, serve):
     app.command()(command)
 
 
