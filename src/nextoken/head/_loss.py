@@ -68,7 +68,7 @@ def cross_entropy(
 
     Raises:
         ValueError: shapes that do not fit, targets outside the vocabulary, filtering together with an entropy or
-        teacher term.
+            teacher term.
 
     Source: Cut Your Losses in Large-Vocabulary Language Models, arXiv:2411.09009, sections 4.1 to 4.3. The filter works
     on rows of a block instead of blocks, and vocabulary sorting is left out: it changes speed on a GPU only.
