@@ -66,7 +66,8 @@ class Combined(LanguageModel):
             token, which the prefix replaces.
 
     Raises:
-        ValueError: the vocabularies differ, a branch tells only its top tokens, or there is a prefix but no begin token.
+        ValueError: the vocabularies differ, a branch tells only its top tokens, or a prefix has no begin token to
+            replace.
     """
 
     def __init__(self, branches: Sequence[Branch], *, name: str) -> None:

@@ -95,8 +95,8 @@ class Guided(Combined):
     """scores = log p_u + scale (log p_c - log p_u), c with the prompt, u with the negative one.
 
     The texts of this model are continuations: their begin token stands for the prompt. scale 1 is the model under its
-    prompt, 0 under the negative one. Context-aware decoding with strength a (arXiv:2305.14739) is scale = 1 + a with the
-    prompt without its context as the negative one.
+    prompt, 0 under the negative one. Context-aware decoding with strength a (arXiv:2305.14739) is scale = 1 + a with
+    the prompt without its context as the negative one.
 
     Source: Sanchez et al., arXiv:2306.17806.
     """
