@@ -30,8 +30,8 @@ class Said:
 
 
 @dataclass
-class Sequence_:
-    """One sequence as it grows."""
+class Continuation:
+    """One prompt and what it is continued with."""
 
     prompt: tuple[int, ...]
     tokens: list[int] = field(default_factory=list)
@@ -41,13 +41,13 @@ class Sequence_:
 
 
 @torch.inference_mode()
-def complete(model: LanguageModel, order: Order) -> list[dict[str, Any]]:
-    """The `choices` of the answer: all of the first prompt, then of the second, ..."""
+def complete(model: LanguageModel, order: Order) -> tuple[list[dict[str, Any]], int]:
+    """The `choices` of the answer, all of the first prompt, then of the second, ...; and how many tokens they have."""
     prompts = _padded(order.prompts)
     state = model.start(len(order.prompts))
     following = model.extend(state, prompts)
     read = _read(following, order) if order.prompt_logprobs is not None or _echoes(order) else None
-    sequences = [Sequence_(prompt) for prompt in order.prompts for _ in range(order.choices)]
+    sequences = [Continuation(prompt) for prompt in order.prompts for _ in range(order.choices)]
     last = torch.zeros_like(prompts, dtype=torch.bool)
     last[torch.arange(len(prompts)), (prompts != ABSENT).sum(1) - 1] = True
     next_ = following[last]
@@ -62,10 +62,11 @@ def complete(model: LanguageModel, order: Order) -> list[dict[str, Any]]:
             break
         alive = torch.tensor([sequence.finished is None for sequence in sequences])
         next_ = model.extend(state, torch.where(alive, tokens, ABSENT)[:, None])
-    return [
+    choices = [
         _choice(index, sequence, None if read is None else read[index // order.choices], model.vocab, order)
         for index, sequence in enumerate(sequences)
     ]
+    return choices, sum(len(sequence.tokens) for sequence in sequences)
 
 
 def _choose(next_: Next, temperature: float, generators: list[torch.Generator] | None) -> Tensor:
@@ -85,15 +86,18 @@ def _generators(order: Order, count: int) -> list[torch.Generator] | None:
     return [torch.Generator().manual_seed((order.seed + row % order.choices) & (2**63 - 1)) for row in range(count)]
 
 
-def _grow(sequences: Sequence[Sequence_], tokens: Tensor, said: list[list[Said]], vocab: Vocab, order: Order) -> None:
+def _grow(
+    sequences: Sequence[Continuation], tokens: Tensor, said: list[list[Said]], vocab: Vocab, order: Order
+) -> None:
     for sequence, token, (what,) in zip(sequences, tokens.tolist(), said, strict=True):
         if sequence.finished:
             continue
+        # An end token is part of the answer, so that its distribution is told; it has no text.
+        sequence.tokens.append(token)
+        sequence.said.append(what)
         if token in vocab.eos_ids:
             sequence.finished = "stop"
             continue
-        sequence.tokens.append(token)
-        sequence.said.append(what)
         sequence.text += vocab.token_bytes[token]
         found = [at for stop in order.stop if (at := sequence.text.find(stop)) >= 0]
         if found:
@@ -105,7 +109,7 @@ def _said(next_: Next, targets: Tensor, top: int) -> list[list[Said]]:
     assert statistics.logprob is not None and statistics.rank is not None
     logprobs, ranks = statistics.logprob.tolist(), statistics.rank.tolist()
     if statistics.top_ids is None or statistics.top_logprobs is None:
-        tops = [[()] * len(row) for row in logprobs]
+        tops: list[list[tuple[tuple[int, float], ...]]] = [[()] * len(row) for row in logprobs]
     else:
         pairs = zip(statistics.top_ids.tolist(), statistics.top_logprobs.tolist(), strict=True)
         tops = [[tuple(zip(i, v, strict=True)) for i, v in zip(*row, strict=True)] for row in pairs]
@@ -121,9 +125,7 @@ def _read(following: Next, order: Order) -> list[list[Said]]:
     return [row[: len(prompt) - 1] for row, prompt in zip(said, order.prompts, strict=True)]
 
 
-def _choice(
-    index: int, sequence: Sequence_, read: list[Said] | None, vocab: Vocab, order: Order
-) -> dict[str, Any]:
+def _choice(index: int, sequence: Continuation, read: list[Said] | None, vocab: Vocab, order: Order) -> dict[str, Any]:
     shown = (vocab.decode(sequence.prompt) if order.echo else b"") + sequence.text
     choice: dict[str, Any] = {
         "index": index,
@@ -132,13 +134,12 @@ def _choice(
         "logprobs": None,
     }
     if order.logprobs is not None:
-        tokens, said = list(sequence.tokens), [*map(_maybe, sequence.said)]
-        if order.echo:
-            tokens, said = [*sequence.prompt, *tokens], [None, *(read or []), *said]
-        choice["logprobs"] = _logprobs(tokens, said, vocab, order)
+        before: list[Said | None] = [None, *(read or [])] if order.echo else []
+        tokens = [*sequence.prompt, *sequence.tokens] if order.echo else sequence.tokens
+        choice["logprobs"] = _logprobs(tokens, [*before, *sequence.said], vocab, order)
     if order.prompt_logprobs is not None:
-        places = [_prompt_entry(token, what, vocab, order) for token, what in zip(sequence.prompt[1:], read or (), strict=True)]
-        choice["prompt_logprobs"] = [None, *places]
+        places = zip(sequence.prompt[1:], read or (), strict=True)
+        choice["prompt_logprobs"] = [None, *(_prompt_entry(token, what, vocab, order) for token, what in places)]
     if order.with_ids:
         choice["prompt_token_ids"], choice["token_ids"] = list(sequence.prompt), list(sequence.tokens)
     return choice
@@ -188,10 +189,6 @@ def _padded(rows: Sequence[Sequence[int]]) -> Tensor:
 
 def _echoes(order: Order) -> bool:
     return order.echo and order.logprobs is not None
-
-
-def _maybe(said: Said) -> Said | None:
-    return said
 
 
 def _number(value: float) -> float:

@@ -39,7 +39,8 @@ def tokenize(request: TokenizeRequest, model: LanguageModel) -> dict[str, Any]:
     text = request.content if request.prompt is None else request.prompt
     assert text is not None
     special = request.add_special if request.prompt is None else request.add_special_tokens
-    ids = tokens_of(text, model, special=special) if text or special else []
+    begins = bool(text) or (special and model.vocab.bos_id is not None)
+    ids = tokens_of(text, model, special=special) if begins else []
     tokens = [{"id": i, "piece": _piece(model.vocab.token_bytes[i])} for i in ids] if request.with_pieces else ids
     return {"tokens": tokens, "count": len(ids)}
 
