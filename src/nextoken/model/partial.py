@@ -92,10 +92,7 @@ class PartialNext(Next):
         Raises:
             ModelError: always.
         """
-        raise ModelError(
-            f"only the {self._ids.shape[-1]} most probable of {self.vocab_size} tokens are known, not the whole "
-            "distribution: use statistics(), or load the model itself instead of asking a server"
-        )
+        raise whole_unknown(self._ids.shape[-1], self.vocab_size)
 
     def sample(self, generator: Generators | None = None) -> NoReturn:
         """Not to be had: drawing among the known tokens only would be drawing from another distribution.
@@ -103,10 +100,7 @@ class PartialNext(Next):
         Raises:
             ModelError: always.
         """
-        raise ModelError(
-            f"cannot draw from a distribution of which only the {self._ids.shape[-1]} most probable tokens are known "
-            "without changing it: let the server generate, or load the model itself"
-        )
+        raise draw_impossible(self._ids.shape[-1])
 
     def statistics(self, targets: Tensor | None = None, *, top: int = 0) -> PartialStatistics:
         """What follows from the known probabilities, each of shape [B, n]; see `PartialStatistics`."""
@@ -206,6 +200,22 @@ class PartialNext(Next):
             is_complete=self._is_complete[rows, columns],
             choices=self.choices,
         )
+
+
+def whole_unknown(known: int, vocab_size: int) -> ModelError:
+    """The error of asking for all probabilities."""
+    return ModelError(
+        f"only the {known} most probable of {vocab_size} tokens are known, not the whole distribution: "
+        "use statistics(), or load the model itself instead of asking a server"
+    )
+
+
+def draw_impossible(known: int) -> ModelError:
+    """The error of drawing a token."""
+    return ModelError(
+        f"cannot draw from a distribution of which only the {known} most probable tokens are known without "
+        "changing it: let the server generate, or load the model itself"
+    )
 
 
 def _h(p: Tensor) -> Tensor:
