@@ -17,6 +17,7 @@ from torch import Tensor
 from transformers.cache_utils import Cache, DynamicLayer
 
 from nextoken.model import tree
+from nextoken.model._network import Network
 from nextoken.model.base import ABSENT, Memory
 
 _FULL, _SLIDING = "full_attention", "sliding_attention"
@@ -187,10 +188,8 @@ class KVMemory(Memory):
         self.lengths, self.visibility = list(lengths), visibility
         self.cache = SlotCache() if cache is None else cache
 
-    def arguments(
-        self, tokens: Tensor, parents: Tensor | None, *, dtype: torch.dtype, device: torch.device
-    ) -> dict[str, Any]:
-        """Arguments of the forward pass for tokens [B, n] with parents [B, n].
+    def arguments(self, tokens: Tensor, parents: Tensor | None, network: Network) -> dict[str, Any]:
+        """Arguments of the forward pass of `network` for tokens [B, n] with parents [B, n].
 
         Chains over rows of equal length are left to the model's own causal mask (fast kernels, no mask at all for
         n = 1), also where some rows have fewer new tokens: absent ones stand to the right of all others.
@@ -213,13 +212,13 @@ class KVMemory(Memory):
             spread = slots[:, None, :].expand(-1, n, -1)
             visible = (held < base)[:, None, :].repeat(1, n, 1).scatter_(2, spread, tree.ancestry(parents))
             held = held.repeat(len(base), 1).scatter_(1, slots, positions)
+        device = network.device
         self.cache.open(past, past + n, slots.to(device))
-        mask = self.visibility.mask(positions.to(device), held.to(device), visible.to(device), dtype)
+        mask = self.visibility.mask(positions.to(device), held.to(device), visible.to(device), network.dtype)
         return {**arguments, "position_ids": positions.to(device), "attention_mask": mask}
 
-    def advance(self, tokens: Tensor) -> None:
-        """Take a chain [B, n] as kept."""
-        counts = (tokens != ABSENT).sum(1).tolist()
+    def advance(self, counts: Sequence[int]) -> None:
+        """Take the first counts[b] tokens of a chain as kept."""
         self.lengths = [length + count for length, count in zip(self.lengths, counts, strict=True)]
 
     def keep(self, nodes: Sequence[Sequence[int]]) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 import torch
@@ -28,6 +29,13 @@ class Network:
         self.module = module
         self.config = module.config.get_text_config(decoder=True)
         self.decoder: nn.Module = module.get_decoder() if hasattr(module, "get_decoder") else module.base_model
+        self._embedding, self._output = module.get_input_embeddings(), module.get_output_embeddings()
+        setting = partial(getattr, self.config)
+        scale = float(setting("logit_scale", None) or 1.0)  # Cohere
+        scale *= float(setting("lm_head_multiplier", None) or 1.0)  # Falcon-H1
+        scale /= float(setting("logits_scaling", None) or 1.0)  # Granite
+        cap = setting("final_logit_softcapping", None) or setting("logits_soft_cap", None)  # Gemma, RecurrentGemma
+        self._scale, self._softcap = scale, cap
         self.is_fused = self.decoder is not module and self.head() is not None
 
     def head(self) -> Head | None:
@@ -35,24 +43,18 @@ class Network:
 
         Made anew each time, for the weights of a live model may be moved.
         """
-        layer = self.module.get_output_embeddings()
-        if type(layer) is not nn.Linear or not layer.weight.is_floating_point() or layer.weight.is_meta:
+        layer = self._output
+        if type(layer) is not nn.Linear:
             return None
-        scale = float(getattr(self.config, "logit_scale", None) or 1.0)  # Cohere
-        scale *= float(getattr(self.config, "lm_head_multiplier", None) or 1.0)  # Falcon-H1
-        scale /= float(getattr(self.config, "logits_scaling", None) or 1.0)  # Granite
-        bias = None if layer.bias is None else layer.bias.detach()
-        cap = getattr(self.config, "final_logit_softcapping", None)
-        return Head(layer.weight.detach(), bias, scale=scale, softcap=cap)
+        weight, bias = layer.weight.detach(), layer.bias
+        if not weight.is_floating_point() or weight.is_meta:
+            return None
+        return Head(weight, None if bias is None else bias.detach(), scale=self._scale, softcap=self._softcap)
 
     @property
     def vocab_size(self) -> int:
         """V: rows of the output layer."""
-        layer = self.module.get_output_embeddings()
-        weight = getattr(layer, "weight", None)
-        if isinstance(layer, nn.Linear) and weight is not None:
-            return int(layer.out_features)
-        return int(self.config.vocab_size)
+        return int(getattr(self._output, "out_features", None) or self.config.vocab_size)
 
     @property
     def dtype(self) -> torch.dtype:
@@ -63,13 +65,12 @@ class Network:
     @property
     def device(self) -> torch.device:
         """Where token ids go."""
-        weight = self.module.get_input_embeddings().weight
-        return torch.device("cpu") if weight.is_meta else weight.device
+        device: torch.device = self._embedding.weight.device
+        return torch.device("cpu") if device.type == "meta" else device
 
     def accepts(self, argument: str) -> bool:
-        """Whether the forward pass has an argument of this name."""
-        runner = self.decoder if self.is_fused else self.module
-        return argument in inspect.signature(runner.forward).parameters
+        """Whether the decoder's forward pass has an argument of this name."""
+        return argument in inspect.signature(self.decoder.forward).parameters
 
     def run(self, ids: Tensor, **arguments: Any) -> Tensor:
         """raw [B, n, ...] for ids [B, n]."""

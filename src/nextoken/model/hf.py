@@ -148,18 +148,17 @@ class HFModel(LanguageModel):
         if isinstance(memory, ChainMemory):
             return network.next(memory.feed(tokens))
         assert isinstance(memory, KVMemory)
-        n = tokens.shape[1]
-        # Columns in which no row has a token could lie beyond the positions that the model knows.
-        used = (tokens != ABSENT).any(0).nonzero()
-        width = int(used[-1]) + 1 if len(used) else 0
+        batch, n = tokens.shape
+        counts = (tokens != ABSENT).sum(1).tolist()
+        # Columns of a chain in which no row has a token could lie beyond the positions that the model knows.
+        width = max(counts) if parents is None else n
         if width == 0:
-            return network.next(network.blank(len(tokens), n))
+            return network.next(network.blank(batch, n))
         if width < n:
-            tokens, parents = tokens[:, :width], None if parents is None else parents[:, :width]
-        arguments = memory.arguments(tokens, parents, dtype=network.dtype, device=network.device)
-        raw = network.run(tokens.clamp(min=0), **arguments)
+            tokens = tokens[:, :width]
+        raw = network.run(tokens.clamp(min=0), **memory.arguments(tokens, parents, network))
         if parents is None:
-            memory.advance(tokens)
+            memory.advance(counts)
         return network.next(raw if width == n else torch.nn.functional.pad(raw, (0, 0, 0, n - width)))
 
     def _predict(self, tokens: Tensor) -> Next:
