@@ -65,7 +65,7 @@ def read(
         nextoken read essay.txt --model http://localhost:8080/v1
     """
     texts = gather(files or [], text or [], strict=strict)
-    _check_outputs(html, parquet)
+    check_outputs(html, parquet)
     _check_colour(colour, compare)
     reader = load_quietly(model)
     if top > reader.vocab.size:
@@ -143,7 +143,7 @@ def _read(
     return signature
 
 
-def _check_outputs(*outputs: Path | None) -> None:
+def check_outputs(*outputs: Path | None) -> None:
     """Refuse before the work is done what could not be written after it."""
     wanted = [output for output in outputs if output is not None]
     if len({output.resolve() for output in wanted}) < len(wanted):

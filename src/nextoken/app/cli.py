@@ -8,6 +8,7 @@ import typer
 
 import nextoken
 from nextoken.app._complaints import Complaints
+from nextoken.app._generate import generate
 from nextoken.app._methods import methods
 from nextoken.app._models import models
 from nextoken.app._read import read
@@ -23,7 +24,7 @@ app = typer.Typer(
     rich_markup_mode="markdown",
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-for command in (read, models, methods, verify, serve):
+for command in (read, generate, models, methods, verify, serve):
     app.command()(command)
 
 

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import hashlib
 import secrets
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TypeAlias, overload
 
 from nextoken.decode.generation import Generation
 from nextoken.decode.loop import Loop
 from nextoken.decode.parsing import transform as parsed
-from nextoken.decode.request import Finish, Piece, Request
+from nextoken.decode.request import Piece, Request
 from nextoken.decode.transform import Chain, Transform
 from nextoken.model.base import LanguageModel
 from nextoken.model.loading import load
@@ -31,6 +31,8 @@ def generate(
     seed: int | None = None,
     ignore_eos: bool = False,
     max_rows: int = 64,
+    on_piece: Callable[[Piece], object] | None = None,
+    entropies: bool = False,
 ) -> Generation: ...
 
 
@@ -46,6 +48,8 @@ def generate(
     seed: int | None = None,
     ignore_eos: bool = False,
     max_rows: int = 64,
+    on_piece: Callable[[Piece], object] | None = None,
+    entropies: bool = False,
 ) -> Generation | list[Generation]: ...
 
 
@@ -60,6 +64,8 @@ def generate(
     seed: int | None = None,
     ignore_eos: bool = False,
     max_rows: int = 64,
+    on_piece: Callable[[Piece], object] | None = None,
+    entropies: bool = False,
 ) -> Generation | list[Generation]:
     """Draw texts from transform(p): at each step a token from the model's distribution as the transform leaves it.
 
@@ -76,6 +82,8 @@ def generate(
             result's `request.seed` tells. The i-th of n texts uses a seed derived from it and i.
         ignore_eos: go on after an end token.
         max_rows: most sequences at work at once.
+        on_piece: called with every piece as it is drawn; its `ticket` counts the texts in the order they are returned.
+        entropies: whether pieces tell the entropy of the model's distribution.
 
     Returns:
         A Generation for one prompt and n = 1, else a list: all of the first prompt, then all of the second, ...
@@ -88,28 +96,14 @@ def generate(
     p = load(model)
     prompts, single = _listed(prompt)
     requests = _requests(p, prompts, transform, max_tokens, stop, n, seed, ignore_eos)
-    loop = Loop(p, max_rows=max_rows)
+    loop = Loop(p, max_rows=max_rows, entropies=entropies)
     running = {loop.submit(request): request for request in requests}
-    texts: dict[int, list[str]] = {ticket: [] for ticket in running}
     pieces: dict[int, list[Piece]] = {ticket: [] for ticket in running}
-    coins: dict[int, tuple[float, ...]] = {}
     for piece in loop.run():
         pieces[piece.ticket].append(piece)
-        texts[piece.ticket].append(piece.text)
-        if piece.finish is not None:
-            coins[piece.ticket] = piece.coins
-    made = [
-        Generation(
-            text="".join(texts[ticket]),
-            tokens=tuple(piece.token for piece in pieces[ticket]),
-            finish=_finish(pieces[ticket]),
-            surprisals=tuple(piece.surprisal for piece in pieces[ticket]),
-            request=request,
-            model=p,
-            coins=coins[ticket],
-        )
-        for ticket, request in running.items()
-    ]
+        if on_piece is not None:
+            on_piece(piece)
+    made = [_generation(pieces[ticket], request, p) for ticket, request in running.items()]
     return made[0] if single and n == 1 else made
 
 
@@ -122,14 +116,15 @@ def stream(
     stop: str | Sequence[str] = (),
     seed: int | None = None,
     ignore_eos: bool = False,
+    entropies: bool = False,
 ) -> Iterator[Piece]:
     """The pieces of one text as they are drawn; their `text` joined is what `generate` would return.
 
     Never half a character, never a part of a stop string. Closing the iterator frees the model's memory of the text.
-    Arguments and errors as of `generate`.
+    Arguments and errors as of `generate`; with `entropies` each piece tells the entropy of the model's distribution.
     """
     p = load(model)
-    loop = Loop(p)
+    loop = Loop(p, entropies=entropies)
     (request,) = _requests(p, [prompt], transform, max_tokens, stop, 1, seed, ignore_eos)
     loop.submit(request)
     return loop.run()
@@ -191,7 +186,15 @@ def _requests(
     ]
 
 
-def _finish(pieces: Sequence[Piece]) -> Finish:
-    finish = pieces[-1].finish
-    assert finish is not None
-    return finish
+def _generation(pieces: Sequence[Piece], request: Request, model: LanguageModel) -> Generation:
+    last = pieces[-1]
+    assert last.finish is not None
+    return Generation(
+        text="".join(piece.text for piece in pieces),
+        tokens=tuple(piece.token for piece in pieces),
+        finish=last.finish,
+        surprisals=tuple(piece.surprisal for piece in pieces),
+        request=request,
+        model=model,
+        coins=last.coins,
+    )

@@ -38,14 +38,15 @@ class Loop:
     Args:
         model: any language model that gives whole distributions.
         max_rows: most sequences at work at once; others wait their turn.
+        entropies: whether each piece is to tell the entropy of the model's own distribution.
     """
 
-    def __init__(self, model: LanguageModel, *, max_rows: int = 64) -> None:
+    def __init__(self, model: LanguageModel, *, max_rows: int = 64, entropies: bool = False) -> None:
         if max_rows < 1:
             raise ValueError(f"max_rows must be at least 1, got {max_rows}")
         if model.is_partial:
             raise ValueError(f"{model.name} tells only its most probable tokens; sampling needs whole distributions")
-        self.model, self.max_rows = model, max_rows
+        self.model, self.max_rows, self.entropies = model, max_rows, entropies
         self.steps = 0
         """Steps taken: forward passes for one token of every row."""
         self.slots = 0
@@ -99,10 +100,10 @@ class Loop:
             return []
         assert self._logits is not None
         drawn, surprisals = self._draw(self._logits)
-        pieces = [
-            self._advance(row, token, surprisal)
-            for row, token, surprisal in zip(self._rows, drawn, surprisals, strict=True)
-        ]
+        said: list[float | None] = [None] * len(drawn)
+        if self.entropies:
+            said = torch.special.entr(self._logits.float().softmax(-1)).sum(-1).tolist()
+        pieces = [self._advance(*step) for step in zip(self._rows, drawn, surprisals, said, strict=True)]
         finished = [piece.finish is not None for piece in pieces]
         fed = [token for token, over in zip(drawn, finished, strict=True) if not over]
         self._leave(finished)
@@ -153,7 +154,7 @@ class Loop:
                 tokens[index], surprisals[index] = token, surprisal
         return tokens, surprisals
 
-    def _advance(self, row: Running, token: int, surprisal: float) -> Piece:
+    def _advance(self, row: Running, token: int, surprisal: float, entropy: float | None) -> Piece:
         row.tokens.append(token)
         row.surprisals.append(surprisal)
         request, text = row.request, ""
@@ -171,7 +172,8 @@ class Loop:
                 finish = "context"
         if finish is not None:
             text += row.stream.finish()
-        return Piece(row.ticket, token, text, surprisal, finish, () if finish is None else tuple(row.coins))
+        coins = () if finish is None else tuple(row.coins)
+        return Piece(row.ticket, token, text, surprisal, entropy, finish, coins)
 
     def _leave(self, gone: Sequence[bool]) -> None:
         if not any(gone):

@@ -52,6 +52,7 @@ class Piece:
         token: the token drawn.
         text: text that is now sure; empty while a character or a possible stop string is incomplete.
         surprisal: -log p in nats of the token under the distribution it was drawn from.
+        entropy: of the model's own distribution at this step, in nats, where the loop was asked for it.
         finish: why the sequence ended, or None while it goes on.
         coins: of the last piece, the uniform number each step gave to a random transform.
     """
@@ -60,6 +61,7 @@ class Piece:
     token: int
     text: str
     surprisal: float
+    entropy: float | None = None
     finish: Finish | None = None
     coins: tuple[float, ...] = ()
 

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 # Everything a terminal could obey, or that has no shape: C0 and C1 controls, and what reorders or hides its neighbours.
 _HIDDEN = re.compile(
-    "[\x00-\x1f\x7f-\x9f\xad\u061c\u180e\u200b\u200e\u200f\u2028-\u202e\u2060-\u206f\ufeff\ufff9-\ufffb"
+    "[\x00-\x1a\x7f-\x9f\xad\u061c\u180e\u200b\u200e\u200f\u2028-\u202e\u2060-\u206f\ufeff\ufff9-\ufffb"
     "\ud800-\udfff\U000e0000-\U000e007f]"
 )
 _UNKNOWN = Style(dim=True, italic=True)
@@ -100,6 +100,15 @@ def most_surprising(signature: Signature, n: int = 10) -> Table:
         named = [_visible(signature.texts[values["text_id"]].name)] if signature.n_texts > 1 else []
         table.add_row(*(Text(cell) for cell in [*named, *cells]))
     return table
+
+
+def tinted(text: str, column: str | None = None, value: float | None = None) -> Text:
+    """A piece of text on the colour that `value` has in `column`, if given; control characters are made visible."""
+    if column is None:
+        return Text(_visible(text))
+    ruler = scale(column, np.array([]))
+    place = ruler.bins(np.array([math.nan if value is None else value]))
+    return Text(_visible(text), style=_styles(diverging=ruler.diverging)[int(place[0])])
 
 
 class _View:
