@@ -13,7 +13,7 @@ from nextoken.head._terms import Running, _peak
 from nextoken.head._unembedding import Head, accumulation_dtype
 
 ROWS = 512
-ENTRIES = 1 << 20
+ENTRIES = 1 << 19  # half of what a sweep takes: six blocks are alive at once
 
 
 @dataclass(frozen=True)

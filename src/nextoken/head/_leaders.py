@@ -78,7 +78,7 @@ class Leaders:
 
     @staticmethod
     def _candidates(z: Tensor, over: Tensor, threshold: Tensor, bound: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
-        """Rows (ascending), columns and values of the entries of the chunks marked that pass the threshold and the bound."""
+        """Rows (ascending), columns and values of the entries of the marked chunks that pass both bounds."""
         rows, chunks = over.nonzero().unbind(1)
         count = over.shape[1]
         inside = chunks[:, None] + torch.arange(0, z.shape[1], count, device=z.device)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from importlib.util import find_spec
 from typing import Literal
 
 import torch
@@ -50,16 +51,16 @@ def statistics(
     targets = _check_targets(targets, batch, head.vocab_size)
     top = _check_top(top, head.vocab_size)
     rows = hidden.reshape(-1, head.hidden_size)
-    chosen = _choose(impl, rows)
+    chosen = _choose(impl, rows, head, top)
     if chosen == "naive":
         return naive_statistics(head.logits(rows), targets, top=top).reshape(*batch)
-    if chosen == "triton":
+    dtype = accumulation_dtype(rows, head.weight)
+    target = None if targets is None else target_of(rows, head, targets)
+    if chosen == "triton" and rows.shape[0]:
         from nextoken.head._triton import triton_statistics
 
-        return triton_statistics(rows, head, targets, top=top).reshape(*batch)
-    dtype = accumulation_dtype(rows, head.weight)
+        return triton_statistics(rows, head, target, top=top).reshape(*batch)
     rows = rows.to(dtype)
-    target = None if targets is None else target_of(rows, head, targets)
     width = block_width(rows.shape[0], head.vocab_size)
     if head.weight.dtype != dtype:
         width = min(width, max(STRIDE * 8, CONVERTED // head.hidden_size // STRIDE * STRIDE))
@@ -118,13 +119,14 @@ def target_of(rows: Tensor, head: Head, targets: Tensor) -> Target:
     squares of the H products (what independent roundings add up to) plus a few eps of the logit.
     """
     safe = targets.clamp(min=0)
-    products = rows * head.weight[safe].to(rows.dtype)
+    dtype = accumulation_dtype(rows, head.weight)
+    products = rows.to(dtype) * head.weight[safe].to(dtype)
     logit = products.sum(1)
     absent = torch.zeros_like(logit, dtype=torch.bool)
-    eps = torch.finfo(rows.dtype).eps
+    eps = torch.finfo(dtype).eps
     slack = 4 * eps * (torch.linalg.vector_norm(products, dim=1) + logit.abs())
     if head.bias is not None:
-        bias = head.bias[safe].to(rows.dtype)
+        bias = head.bias[safe].to(dtype)
         absent = bias == -torch.inf
         logit, slack = logit + bias, slack + 2 * eps * bias.abs()
     logit, slack = head.scale * logit, abs(head.scale) * slack
@@ -177,13 +179,14 @@ def _empty(with_target: bool, top: int, device: torch.device) -> Statistics:
     return ones[:0]
 
 
-def _choose(impl: str, rows: Tensor) -> str:
+def _choose(impl: str, rows: Tensor, head: Head, top: int) -> str:
     if impl == "auto":
-        if rows.device.type == "cuda":
-            from importlib.util import find_spec
-
-            return "triton" if find_spec("triton") else "torch"
-        return "torch"
+        double = accumulation_dtype(rows, head.weight) == torch.float64
+        if rows.device.type != "cuda" or double or top > 64 or find_spec("triton") is None:
+            return "torch"
+        return "triton"
+    if impl == "triton" and find_spec("triton") is None:
+        raise ValueError("impl='triton' needs the package triton; install it, or use impl='torch'")
     if impl not in ("torch", "triton", "naive"):
         raise ValueError(f"unknown impl {impl!r}: expected 'auto', 'torch', 'triton' or 'naive'")
     return impl

@@ -81,7 +81,7 @@ class Statistics:
         """The same rows with the batch's shape changed, the top-k's last dimension kept."""
         return self._with(
             {
-                name: value.reshape(*shape, value.shape[-1]) if name.startswith("top_") else value.reshape(*shape)
+                name: value.reshape((*shape, value.shape[-1]) if name.startswith("top_") else shape)
                 for name, value in self._names()
             }
         )

@@ -22,11 +22,28 @@ import torch
 from torch import Tensor
 
 from nextoken.head._leaders import Leaders, Peaks
+from nextoken.head._partial import (
+    ABOVE,
+    BIQUADRATE,
+    COLUMNS,
+    CUBE,
+    FIRST,
+    FOURTH,
+    HALF,
+    MASS,
+    ONE,
+    PLAIN,
+    PLAIN_SQUARE,
+    QUARTER,
+    SECOND,
+    SQUARE,
+    THIRD,
+    Partial,
+)
 
-FAR = 32.0  # a block is summed again if its raw second moment exceeds FAR times the central one of all seen so far
+FAR = 4.0  # a block is summed again if its raw second moment exceeds FAR times the central one of all seen so far
 SPREAD = 256.0  # the same for the unweighted second moment, against the block's own variance
-QUARTER, HALF, ONE, FIRST, SECOND, THIRD, FOURTH, SQUARE, CUBE, BIQUADRATE, PLAIN, PLAIN_SQUARE, ABOVE, MASS = range(14)
-COLUMNS = 14
+PARTS = 16  # blocks whose sums are kept apart before they are joined
 
 
 def exponent_scale(dtype: torch.dtype) -> float:
@@ -60,23 +77,6 @@ class Target:
     threshold: Tensor
 
 
-@dataclass(frozen=True)
-class Partial:
-    """Sums over p parts of the vocabulary for n rows, in float64.
-
-    Args:
-        centre: c [p, n]; powers of exp(z - c) are summed.
-        about: [p, n]; moments are of z - about.
-        sums: [p, COLUMNS, n]; PLAIN is the sum of z - c and PLAIN_SQUARE the unweighted second moment about its mean.
-        count: [p, n], number of finite logits.
-    """
-
-    centre: Tensor
-    about: Tensor
-    sums: Tensor
-    count: Tensor
-
-
 class Sweep:
     """n rows on their way through the vocabulary.
 
@@ -98,7 +98,7 @@ class Sweep:
         self._mean = torch.zeros(rows, dtype=torch.float64, device=device)  # of z under p, without the set-aside
         self._mass = torch.full_like(self._mean, -torch.inf)  # log of sum exp(z), without the set-aside
         self._variance = torch.zeros_like(self._mean)
-        self._parts: list[tuple[Tensor, Tensor, Tensor, Tensor]] = []
+        self._parts: list[Partial] = []
         self._aside: list[tuple[Tensor, Tensor, Tensor]] = []  # rows, logits, ids
 
     def absorb(self, scratch: Scratch, width: int, first: int) -> None:
@@ -220,13 +220,15 @@ class Sweep:
         spread_all = spread_all + total * self._variance + total * (self._mean - better).square()
         noise = torch.finfo(q.dtype).eps * (1.0 + peak.abs())
         far = (second > FAR * (spread_all + total * noise.square())).nonzero().squeeze(1)
-        self._parts.append((centre, centre.clone(), sums, count))
+        if len(self._parts) == PARTS:
+            self._parts = [self.partial()]
+        self._parts.append(Partial(centre[None], centre[None].clone(), sums[None], count[None]))
         if far.numel():
             self._again(far, better, q, e, absent)
 
     def _again(self, far: Tensor, better: Tensor, q: Tensor, e: Tensor, absent: Tensor | None) -> None:
         """Sum e s^k once more for some rows of the block stored last, about a better centre."""
-        _, about, sums, _ = self._parts[-1]
+        about, sums = self._parts[-1].about[0], self._parts[-1].sums[0]
         unit = 1.0 / self.scale
         for some in torch.split(far, 64):
             move = ((better[some] - about[some]) * self.scale).to(q.dtype)
@@ -239,9 +241,8 @@ class Sweep:
                 sums[column, some] = term.mul_(nearer).sum(1).double() * unit**power
 
     def partial(self) -> Partial:
-        """The blocks absorbed so far, stacked."""
-        centre, about, sums, count = zip(*self._parts, strict=True)
-        return Partial(torch.stack(centre), torch.stack(about), torch.stack(sums), torch.stack(count))
+        """The blocks absorbed so far, as one part."""
+        return Partial.stack(self._parts).joined()
 
     def aside(self) -> tuple[Tensor, Tensor, Tensor]:
         """Rows, logits (float64) and ids of the entries set aside: in no sum but the unweighted ones and ABOVE."""

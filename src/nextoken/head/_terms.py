@@ -46,7 +46,6 @@ class Plan:
         teacher: or None.
         filter_eps: rows of a block with every |p - onehot| below it add nothing to dh.
         filter_weight: nor to dW and db.
-        entries: logits per block.
     """
 
     scale: float
@@ -56,7 +55,6 @@ class Plan:
     teacher: Teacher | None = None
     filter_eps: float | None = None
     filter_weight: bool = False
-    entries: int = ENTRIES
 
 
 class Running:
@@ -240,7 +238,7 @@ def _blocks(head: Head, rows: Tensor, plan: Plan, dtype: torch.dtype) -> Any:
     n = rows.shape[0]
     if n == 0:
         return
-    width = min(head.vocab_size, max(1, plan.entries // min(n, ROWS)))
+    width = min(head.vocab_size, max(1, ENTRIES // min(n, ROWS)))
     scratch = Scratch.empty(min(n, ROWS) * width, dtype, rows.device)
     teacher = plan.teacher
     for first in range(0, head.vocab_size, width):
