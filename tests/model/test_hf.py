@@ -368,7 +368,12 @@ def test_states_of_different_kinds_of_models_do_not_join() -> None:
 
 def test_rows_of_a_recurrent_model_share_passes_while_equally_long() -> None:
     config = transformers.MambaConfig(vocab_size=V, hidden_size=32, num_hidden_layers=1, state_size=8)
-    model = HFModel(transformers.MambaForCausalLM(config).eval(), tokenizer())
+    network = transformers.MambaForCausalLM(config).eval()
+    with torch.no_grad():
+        for parameter in network.parameters():
+            parameter.mul_(4.0)  # so that a wrong way of going on shows
+    model = HFModel(network, tokenizer())
+    assert model.remembering == "steps"
     batches: list[int] = []
     model.model.get_decoder().register_forward_pre_hook(
         lambda module, args, kwargs: batches.append(len(kwargs["input_ids"])), with_kwargs=True

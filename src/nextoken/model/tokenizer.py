@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from itertools import accumulate
 from typing import TYPE_CHECKING
 
@@ -39,24 +39,27 @@ class TokenizerVocab(Vocab):
         self, tokenizer: PreTrainedTokenizerBase, *, size: int | None = None, eos_ids: Iterable[int] = ()
     ) -> None:
         self.tokenizer = tokenizer
-        count = max(len(tokenizer), size or 0)
-        specials = set(tokenizer.all_special_ids)
+        # Ids may have gaps, so their number does not tell the largest.
+        pieces = {token_id: piece for piece, token_id in tokenizer.get_vocab().items()}
+        added = tokenizer.added_tokens_decoder
+        specials = {*tokenizer.all_special_ids, *(i for i, token in added.items() if token.special)}
+        count = size or max(pieces, default=-1) + 1
+        spell = _speller(tokenizer, pieces.values())
         spelled, labels = [], {}
-        pieces = tokenizer.convert_ids_to_tokens(list(range(len(tokenizer))))
-        spell = _speller(tokenizer)
-        added = {i: token.content for i, token in tokenizer.added_tokens_decoder.items()}
-        for token_id, piece in enumerate([*pieces, *[None] * (count - len(pieces))]):
+        for token_id in range(count):
+            piece = pieces.get(token_id)
             if piece is None or token_id in specials:
                 spelled.append(b"")
-                labels[token_id] = piece or f"<{token_id}>"
             elif token_id in added:
-                spelled.append(added[token_id].encode())
+                spelled.append(added[token_id].content.encode())
             else:
                 spelled.append(spell(token_id, piece))
-                if not spelled[-1]:
-                    labels[token_id] = piece
-        eos = {tokenizer.eos_token_id, *eos_ids} - {None}
-        super().__init__(spelled[: size or count], labels=labels, bos_id=tokenizer.bos_token_id, eos_ids=eos)
+            if not spelled[-1] and piece is not None:
+                labels[token_id] = piece
+        # A tokenizer may know ids beyond the model's output: they are never predicted, nor can they begin a text.
+        bos = tokenizer.bos_token_id
+        ends = {end for end in (tokenizer.eos_token_id, *eos_ids) if end is not None and end < count}
+        super().__init__(spelled, labels=labels, bos_id=bos if bos is not None and bos < count else None, eos_ids=ends)
 
     def encode(self, text: str | bytes) -> Encoding:
         """Tokens of a text, without begin or end tokens; names of specials in it are ordinary text.
@@ -89,9 +92,12 @@ class TokenizerVocab(Vocab):
                 "load its fast version"
             )
         # The tokenizer changed the text: character offsets, turned into byte offsets, are the best there is.
+        # Normalisers that reorder or insert may report spans that run backwards; they are held where they were.
         at = list(accumulate((len(c.encode()) for c in text), initial=0))
-        spans = [(at[start], at[end]) for start, end in result["offset_mapping"]]
-        return Encoding(ids, tuple(s for s, _ in spans), tuple(e for _, e in spans))
+        offsets = result["offset_mapping"]
+        starts = list(accumulate((at[start] for start, _ in offsets), max))
+        ends = list(accumulate((max(at[end], start) for (_, end), start in zip(offsets, starts, strict=True)), max))
+        return Encoding(ids, tuple(starts), tuple(ends))
 
     def chat(self, messages: Sequence[Mapping[str, str]]) -> tuple[int, ...]:
         if not getattr(self.tokenizer, "chat_template", None):
@@ -103,21 +109,23 @@ class TokenizerVocab(Vocab):
         return tuple(self.tokenizer(text, add_special_tokens=False)["input_ids"])
 
 
-def _speller(tokenizer: PreTrainedTokenizerBase):  # type: ignore[no-untyped-def]
+def _speller(tokenizer: PreTrainedTokenizerBase, pieces: Iterable[str]) -> Callable[[int, str], bytes]:
     """A function (id, piece) -> bytes for the tokenizer's way of writing pieces."""
     letters = byte_of_letter()
     backend = getattr(tokenizer, "backend_tokenizer", None)
     layout = f"{backend.decoder}{backend.pre_tokenizer}" if backend is not None else ""
-    sample = tokenizer.convert_ids_to_tokens(list(range(len(tokenizer))))
     if "ByteLevel" in layout or (backend is None and hasattr(tokenizer, "byte_decoder")):
         return lambda token_id, piece: (
             bytes(letters[c] for c in piece) if set(piece) <= letters.keys() else piece.encode()
         )
-    if any(_BYTE_TOKEN.match(piece) for piece in sample if piece) or any(_SPACE in piece for piece in sample if piece):
+    if any(_BYTE_TOKEN.match(piece) or _SPACE in piece for piece in pieces):
 
         def sentencepiece(token_id: int, piece: str) -> bytes:
             match = _BYTE_TOKEN.match(piece)
             return bytes([int(match[1], 16)]) if match else piece.replace(_SPACE, " ").encode()
 
         return sentencepiece
+    inner = getattr(getattr(backend, "model", None), "continuing_subword_prefix", None)
+    if inner:  # WordPiece: ##ing is the inside of a word
+        return lambda token_id, piece: piece.removeprefix(inner).encode()
     return lambda token_id, piece: tokenizer.decode([token_id], clean_up_tokenization_spaces=False).encode()
