@@ -61,7 +61,7 @@ def _shared(tokens: Sequence[bytes]) -> list[Spelled]:
     for token in tokens:
         begin += len(token)
         # The token's last character may end in a later one: its further bytes (10xxxxxx) come along.
-        end = max(begin, taken)
+        end = begin
         while end < len(data) and data[end] & 0xC0 == 0x80:
             end += 1
         shown.append(Spelled(data[taken:end].decode(), True))

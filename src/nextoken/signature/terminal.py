@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 # Everything a terminal could obey, or that has no shape: C0 and C1 controls, and what reorders or hides its neighbours.
 _HIDDEN = re.compile(
-    "[\x00-\x1a\x7f-\x9f\xad\u061c\u180e\u200b\u200e\u200f\u2028-\u202e\u2060-\u206f\ufeff\ufff9-\ufffb"
+    "[\x00-\x1f\x7f-\x9f\xad\u061c\u180e\u200b\u200e\u200f\u2028-\u202e\u2060-\u206f\ufeff\ufff9-\ufffb"
     "\ud800-\udfff\U000e0000-\U000e007f]"
 )
 _UNKNOWN = Style(dim=True, italic=True)

@@ -88,12 +88,12 @@ function bar(word, share, kind) {
 // What is read aloud of a token.
 function sentence(row) {
   const logprob = number("logprob", row);
-  const told_ = [`${spoken(told.labels[ownLabel[row]])}, token ${position[row]}`];
-  told_.push(Number.isNaN(logprob) ? "probability unknown" : `probability ${percent(Math.exp(logprob))}`);
-  if (!Number.isNaN(number("rank", row))) told_.push(`rank ${number("rank", row)}`);
+  const parts = [`${spoken(told.labels[ownLabel[row]])}, token ${position[row]}`];
+  parts.push(Number.isNaN(logprob) ? "probability unknown" : `probability ${percent(Math.exp(logprob))}`);
+  if (!Number.isNaN(number("rank", row))) parts.push(`rank ${number("rank", row)}`);
   if (topBegin[row + 1] > topBegin[row])
-    told_.push(`most probable ${spoken(told.labels[topLabel[topBegin[row]]])}, ${percent(Math.exp(topLogprob[topBegin[row]]))}`);
-  return told_.join("; ");
+    parts.push(`most probable ${spoken(told.labels[topLabel[topBegin[row]]])}, ${percent(Math.exp(topLogprob[topBegin[row]]))}`);
+  return parts.join("; ");
 }
 
 const floating = at("card");

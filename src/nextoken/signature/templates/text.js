@@ -21,6 +21,7 @@ function showText(index) {
   let block = null;
   let words = [];
   let first = begin;
+  let size = 0;
   const close = (row) => {
     if (!words.length) return;
     const chunk = make("span", { class: "chunk" }, harmless(words.join("")));
@@ -35,10 +36,14 @@ function showText(index) {
     const text = told.pieces[piece[row]];
     words.push(text);
     const breaks = text.endsWith("\n") && !broken.has(piece[row]);
-    if (breaks || words.length === CHUNK) close(row + 1);
-    if (breaks) block = null;
+    if (words.length === CHUNK) close(row + 1);
+    size += text.length;
+    if (!breaks && row + 1 < end) continue;
+    close(row + 1);
+    // What a block will need, for as long as it is far from the window and not laid out.
+    block.style.containIntrinsicBlockSize = `auto ${Math.ceil(size / 90) * 1.85}em`;
+    [block, size] = [null, 0];
   }
-  close(end);
   if (suffix) blocks.push(unscored(suffix, "Not predicted: the tokenizer drops it"));
   if (begin === end) blocks.push(make("p", { class: "quiet" }, "This text has no predicted token."));
   textBox.replaceChildren(...blocks);
