@@ -122,8 +122,8 @@ else:
                 above += tl.sum((z > threshold[:, None]).to(tl.float32), 1)
                 own += tl.sum(tl.where(wide_tokens[None, :] == target[:, None], z, 0.0), 1)
 
-            # A token that beats the least leader takes its place, and the least leader its place in the tile: so the sums
-            # below are over all tokens so far but the leaders.
+            # A token that beats the least leader takes its place, and the least leader its place in the tile: so the
+            # sums below are over all tokens so far but the leaders.
             top = tl.max(z, 1)
             least = tl.min(values, 1)
             moving = top > least
