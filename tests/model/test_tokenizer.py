@@ -215,6 +215,19 @@ def test_changed_texts_keep_their_places() -> None:
     assert known.decode(encoding.ids) == b"leading" and encoding.ends[-1] == 7
 
 
+def test_spans_that_run_backwards_are_held_where_they_were() -> None:
+    class Reordering:
+        is_fast = True
+
+        def __call__(self, text: str, **_: object) -> dict[str, list[object]]:
+            return {"input_ids": [5, 6, 7], "offset_mapping": [(0, 3), (1, 2), (0, 4)]}
+
+    known = TokenizerVocab(unigram())
+    known.tokenizer = Reordering()  # type: ignore[assignment]
+    encoding = known.encode("äbcd")
+    assert (encoding.starts, encoding.ends) == ((0, 2, 2), (4, 4, 5))
+
+
 @pytest.mark.parametrize("make", MAKES)
 def test_the_empty_text_has_no_tokens(make: str) -> None:
     assert vocab(make).encode("") == Encoding((), (), ())
