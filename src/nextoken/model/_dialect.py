@@ -92,7 +92,7 @@ def _adds_bos(interpreter: Interpreter, probe: Ids) -> bool | None:
     body = {"model": interpreter.model, "prompt": interpreter.text(own), "max_tokens": 1}
     usage = interpreter.connection.post("/v1/completions", body).get("usage") or {}
     counted = usage.get("prompt_tokens")
-    return {len(own): False, len(own) + 1: True}.get(counted)
+    return None if counted is None else {len(own): False, len(own) + 1: True}.get(int(counted))
 
 
 def _probe(interpreter: Interpreter) -> Ids:

@@ -121,38 +121,47 @@ class Interpreter:
     def ask(
         self, prompts: Sequence[Ids], *, reading: bool, final: bool, retries: int | None = None
     ) -> list[list[Known | None]]:
-        """One request: what follows each token of each prompt (of the last only, unless `reading`)."""
-        dialect = self.dialect
-        for draw in range(_DRAWS):
-            body: dict[str, Any] = {
-                "model": self.model,
-                "prompt": [list(ids) for ids in prompts] if dialect.ids else [self.text(ids) for ids in prompts],
-                "max_tokens": 0 if dialect.zero and not final else 1,
-                # At temperature 1 every server's numbers are those of the model itself.
-                "temperature": 1.0,
-                "seed": draw,
-                "logprobs": dialect.top,
-            }
-            if dialect.named_by_id:
-                body["return_tokens_as_token_ids"] = True
-            if reading and dialect.reading == "prompt_logprobs":
-                body["prompt_logprobs"] = dialect.top
-            if reading and dialect.reading == "echo":
-                body["echo"] = True
-            answer = self.connection.post("/v1/completions", body, retries=retries)
-            try:
-                choices = sorted(answer["choices"], key=lambda choice: choice["index"])
-                if len(choices) != len(prompts):
-                    raise ValueError(f"{len(choices)} choices for {len(prompts)} prompts")
-                found = [self._parsed(*pair, reading, final) for pair in zip(choices, prompts, strict=True)]
-            except (KeyError, TypeError, ValueError, IndexError, AttributeError) as error:
-                raise ModelError(
-                    f"{self.connection.root} answered in a form that is not OpenAI's completions with logprobs "
-                    f"({type(error).__name__}: {error})"
-                ) from None
-            if not final or all(known[-1] is not None for known in found):
+        """What follows each token of each prompt (of the last only, unless `reading`): one request, but for redraws."""
+        found = self._ask(prompts, 0, reading=reading, final=final, retries=retries)
+        for draw in range(1, _DRAWS if final else 1):
+            missing = [i for i, known in enumerate(found) if known[-1] is None]
+            if not missing:
                 break
+            again = self._ask([prompts[i] for i in missing], draw, reading=False, final=True, retries=retries)
+            for i, known in zip(missing, again, strict=True):
+                found[i][-1] = known[-1]
         return found
+
+    def _ask(
+        self, prompts: Sequence[Ids], seed: int, *, reading: bool, final: bool, retries: int | None
+    ) -> list[list[Known | None]]:
+        dialect = self.dialect
+        body: dict[str, Any] = {
+            "model": self.model,
+            "prompt": [list(ids) for ids in prompts] if dialect.ids else [self.text(ids) for ids in prompts],
+            "max_tokens": 0 if dialect.zero and not final else 1,
+            # At temperature 1 every server's numbers are those of the model itself.
+            "temperature": 1.0,
+            "seed": seed,
+            "logprobs": dialect.top,
+        }
+        if dialect.named_by_id:
+            body["return_tokens_as_token_ids"] = True
+        if reading and dialect.reading == "prompt_logprobs":
+            body["prompt_logprobs"] = dialect.top
+        if reading and dialect.reading == "echo":
+            body["echo"] = True
+        answer = self.connection.post("/v1/completions", body, retries=retries)
+        try:
+            choices = sorted(answer["choices"], key=lambda choice: choice["index"])
+            if len(choices) != len(prompts):
+                raise ValueError(f"{len(choices)} choices for {len(prompts)} prompts")
+            return [self._parsed(*pair, reading, final) for pair in zip(choices, prompts, strict=True)]
+        except (KeyError, TypeError, ValueError, IndexError, AttributeError) as error:
+            raise ModelError(
+                f"{self.connection.root} answered in a form that is not OpenAI's completions with logprobs "
+                f"({type(error).__name__}: {error})"
+            ) from None
 
     def _parsed(self, choice: dict[str, Any], ids: Ids, reading: bool, final: bool) -> list[Known | None]:
         known: list[Known | None] = [None] * len(ids)

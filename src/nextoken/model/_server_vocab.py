@@ -136,9 +136,9 @@ class EchoTokenization:
         if not text:
             return []
         body = {"model": self._model, "prompt": text, "echo": True, "max_tokens": 1, "logprobs": 1, "temperature": 1.0}
-        choice = self._connection.post("/v1/completions", body)["choices"][0]
-        logprobs = choice["logprobs"]
-        inside = [name for name, at in zip(logprobs["tokens"], logprobs["text_offset"], strict=True) if at < len(text)]
+        answer = self._connection.post("/v1/completions", body)
+        names: list[str] = answer["choices"][0]["logprobs"]["tokens"]
+        inside = names[: len(names) - int(answer["usage"]["completion_tokens"])]
         ids = [self.id_of(name) for name in inside]
         self._texts[tuple(ids)] = text
         return [(token, name.encode()) for token, name in zip(ids, inside, strict=True)]
@@ -191,18 +191,19 @@ def placed(pieces: Sequence[bytes], data: bytes) -> list[tuple[int, int]]:
     it, is allowed for.
     """
     spans: list[tuple[int, int]] = []
-    waiting, at = 0, 0
+    waiting, lost, at = 0, 0, 0
     for piece in pieces:
         sure = bool(piece) and _REPLACED not in piece
         exact = piece.removeprefix(b" ") if at == 0 and not spans and not data.startswith(piece) else piece
-        begin = data.find(exact, at) if sure else -1
+        begin = data.find(exact, at + lost) if sure else -1  # a lost part has a byte at least
         gap = data[at:begin] if begin >= 0 else b""
         if begin < 0 or (gap and not waiting and gap != b" "):
             waiting += 1
+            lost += _REPLACED in piece
             continue
         if waiting:
             spans += [(at, begin)] * waiting
-            at, waiting = begin, 0
+            at, waiting, lost = begin, 0, 0
         spans.append((at, begin + len(exact)))
         at = begin + len(exact)
     return spans + [(at, len(data))] * waiting
