@@ -42,7 +42,8 @@ def section(name: str, result: dict[str, Any]) -> str:
 def machine(found: dict[str, Any], date: str) -> str:
     versions = ", ".join(f"{name} {version}" for name, version in found.get("versions", {}).items())
     parts = [found.get("accelerator"), found.get("processor"), f"{found['cores']} cores", f"{found['memory_gib']} GiB"]
-    return f"*{'; '.join(part for part in parts if part)}; {versions}; {date}.*"
+    load = f"; load {found['load']} when it ended" if found.get("load") is not None else ""
+    return f"*{'; '.join(part for part in parts if part)}{load}; {versions}; {date}.*"
 
 
 def tables(figures: Any) -> list[str]:
