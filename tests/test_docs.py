@@ -7,6 +7,7 @@ import shlex
 import subprocess
 import sys
 import tomllib
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
@@ -32,13 +33,9 @@ def named(path: Path) -> str:
     return str(path.relative_to(ROOT))
 
 
-def blocks(language: str) -> list[Any]:
-    """The code blocks of all pages in a language, as parameters named by page and number."""
-    found = []
-    for page in PAGES:
-        texts = re.findall(rf"^```{language}\n(.*?)^```$", page.read_text(encoding="utf-8"), flags=re.M | re.S)
-        found += [pytest.param(text, id=f"{named(page)}-{number}") for number, text in enumerate(texts)]
-    return found
+def blocks(language: str, page: Path) -> list[str]:
+    """The code blocks of a page in a language."""
+    return re.findall(rf"^```{language}\n(.*?)^```$", page.read_text(encoding="utf-8"), flags=re.M | re.S)
 
 
 # --- pages made from code ------------------------------------------------------------------------------------------
@@ -100,20 +97,23 @@ def commands() -> dict[str, Any]:
     return dict(get_command(cli.app).commands)  # type: ignore[attr-defined]
 
 
-@pytest.mark.parametrize("code", blocks("python"))
-def test_python_examples_run(code: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("page", [page for page in PAGES if blocks("python", page)], ids=named)
+def test_python_examples_run(page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In the order of the page, each after those before it, as a reader would type them."""
     monkeypatch.chdir(tmp_path)
-    if "tiny" not in bundled_names():
-        code = code.replace('"tiny"', '"nano"')
-    exec(compile(code, "example", "exec"), {"__name__": "example"})
+    names: dict[str, Any] = {"__name__": "example"}
+    for code in blocks("python", page):
+        if "tiny" not in bundled_names():
+            code = code.replace('"tiny"', '"nano"')
+        exec(compile(code, named(page), "exec"), names)
 
 
-@pytest.mark.parametrize("block", blocks("sh"))
-def test_command_lines_are_ones_the_commands_take(block: str) -> None:
-    for line in block.splitlines():
-        for part in re.split(r"&&|\||(?<= )&$", line):
-            words = shlex.split(part, comments=True)
-            if words and words[0].rpartition("/")[2] == "nextoken" and not words[1].startswith("-"):
+@pytest.mark.parametrize("page", [page for page in PAGES if blocks("sh", page)], ids=named)
+def test_command_lines_are_ones_the_commands_take(page: Path) -> None:
+    for line in "".join(blocks("sh", page)).splitlines():
+        for is_operator, part in groupby(shlex.split(line, comments=True), key=lambda word: word in {"&&", "|", "&"}):
+            words = list(part)
+            if not is_operator and words[0].rpartition("/")[2] == "nextoken" and not words[1].startswith("-"):
                 commands()[words[1]].make_context(words[1], words[2:])
 
 
