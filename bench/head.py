@@ -38,7 +38,7 @@ COLUMNS = ("size", "variant", "fastest_ms", "to_matmul", "median_ms", "median_to
 def problem(
     size: str, device: str, dtype: torch.dtype, targets: str
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Hidden states and a head whose logits have a standard deviation of 3; targets drawn from the model, or at random."""
+    """Hidden states and a head whose logits have a standard deviation of 3; targets drawn from it, or at random."""
     n, width, vocab = (int(part) for part in size.split("x"))
     torch.manual_seed(0)
     hidden = torch.randn(n, width)
