@@ -137,6 +137,6 @@ def test_hidden_states_give_the_distributions() -> None:
     signature = nextoken.read(model, TEXT[:200], hidden=True)
     hidden = torch.tensor(signature.column("hidden"))
     logits = hidden @ model.model.get_output_embeddings().weight.T.float()
-    targets = torch.from_numpy(signature.column("token_id")).long()
+    targets = torch.tensor(signature.column("token_id")).long()
     logprob = torch.log_softmax(logits, -1).gather(1, targets[:, None])[:, 0]
     np.testing.assert_allclose(signature.column("logprob"), logprob.detach().numpy(), atol=1e-4)

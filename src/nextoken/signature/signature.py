@@ -93,7 +93,8 @@ class Signature:
     def column(self, name: str) -> np.ndarray:
         """A column as numpy: [N], or [N, k] for `top_ids`, `top_logprobs` and `hidden`; what is unknown is NaN.
 
-        Lists of different lengths (partial models) come as an object array of arrays.
+        Lists of different lengths (partial models) come as an object array of arrays. Numbers are a view of the table
+        where that can be: copy them before writing to them.
 
         Raises:
             KeyError: there is no such column; the message says what to do for one that could have been read.
