@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import huggingface_hub
 import torch
 import transformers
 from safetensors import SafetensorError
@@ -181,14 +182,17 @@ def _line(error: BaseException) -> str:
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Without the progress bar over weights in memory and the warnings that become errors here."""
+    """Without the progress bar over weights in memory, and the warnings and retries that become errors here."""
     logs = transformers.utils.logging
     level, bars = logs.get_verbosity(), logs.is_progress_bar_enabled()
+    hub_level = huggingface_hub.utils.logging.get_verbosity()
     logs.set_verbosity_error()
+    huggingface_hub.utils.logging.set_verbosity_error()
     logs.disable_progress_bar()
     try:
         yield
     finally:
         logs.set_verbosity(level)
+        huggingface_hub.utils.logging.set_verbosity(hub_level)
         if bars:
             logs.enable_progress_bar()
