@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -187,7 +188,7 @@ def _quiet() -> Iterator[None]:
     level, bars = logs.get_verbosity(), logs.is_progress_bar_enabled()
     hub_level = huggingface_hub.utils.logging.get_verbosity()
     logs.set_verbosity_error()
-    huggingface_hub.utils.logging.set_verbosity_error()
+    huggingface_hub.utils.logging.set_verbosity(logging.ERROR)
     logs.disable_progress_bar()
     try:
         yield
