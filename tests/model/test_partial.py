@@ -150,6 +150,13 @@ def test_an_incomplete_list_claims_no_ranks() -> None:
     assert lower.item() == pytest.approx(float(entropy(torch.tensor([0.3, 0.1, 0.6]))))
 
 
+def test_an_impossible_token_ranks_below_the_possible_ones_only() -> None:
+    p = torch.tensor([[[0.7, 0.3, 0.0, 0.0]]], dtype=torch.float64)
+    told = listed(p, 4).statistics(torch.tensor([[3]]), top=4)
+    assert told.logprob is not None and told.rank is not None and told.mass_above is not None
+    assert (told.logprob.item(), told.rank.item(), told.mass_above.item()) == (-math.inf, 2, 1)
+
+
 def test_nothing_known_is_said_so() -> None:
     empty = torch.zeros(1, 2, 0)
     told = PartialNext(empty.long(), empty, vocab_size=7).statistics(torch.tensor([[1, -1]]), top=2)

@@ -74,7 +74,7 @@ class PartialNext(Next):
         # Most probable first, equal ones by lower id, empty places last.
         by_id = torch.argsort(top_ids, dim=-1)
         values = top_logprobs.double().gather(-1, by_id)
-        order = torch.argsort(values.nan_to_num(nan=-math.inf), dim=-1, descending=True, stable=True)
+        order = torch.argsort(_lowest(values), dim=-1, descending=True, stable=True)
         order = order.gather(-1, torch.argsort(values.isnan().gather(-1, order).int(), dim=-1, stable=True))
         self._logprobs = values.gather(-1, order)
         self._ids = top_ids.long().gather(-1, by_id).gather(-1, order)
@@ -181,7 +181,7 @@ class PartialNext(Next):
         match = (ids == targets[..., None].to(ids.device)) & (ids >= 0)
         logprob = torch.where(match, values, -math.inf).amax(-1) if ids.shape[-1] else torch.full(self.shape, torch.nan)
         logprob = torch.where(match.any(-1), logprob, torch.nan)
-        listed = self._logprobs.nan_to_num(nan=-math.inf)
+        listed = _lowest(self._logprobs)
         higher = listed > logprob[..., None]
         # Whatever is more probable than a token at least as probable as the least of the list is in the list.
         least = torch.where(self._logprobs.isnan(), torch.inf, self._logprobs)
@@ -216,6 +216,11 @@ def draw_impossible(known: int) -> ModelError:
         f"cannot draw from a distribution of which only the {known} most probable tokens are known without "
         "changing it: let the server generate, or load the model itself"
     )
+
+
+def _lowest(logprobs: Tensor) -> Tensor:
+    """NaN as -inf; `nan_to_num` would raise the -inf of impossible tokens to a finite number."""
+    return torch.where(logprobs.isnan(), -math.inf, logprobs)
 
 
 def _h(p: Tensor) -> Tensor:
