@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import argparse
 import io
+import re
 import shutil
 import sys
 import tempfile
@@ -28,30 +29,21 @@ if TYPE_CHECKING:
 
 ROOT = Path(__file__).resolve().parent.parent
 LIMIT = 400_000
-TITLE = "The Voyage of the Beagle, chapter XVII"
-PASSAGE = """\
-The natural history of these islands is eminently curious, and well deserves attention. Most of the organic \
-productions are aboriginal creations, found nowhere else; there is even a difference between the inhabitants of \
-the different islands; yet all show a marked relationship with those of America, though separated from that \
-continent by an open space of ocean, between 500 and 600 miles in width. The archipelago is a little world \
-within itself, or rather a satellite attached to America, whence it has derived a few stray colonists, and has \
-received the general character of its indigenous productions. Considering the small size of the islands, we feel \
-the more astonished at the number of their aboriginal beings, and at their confined range. Seeing every height \
-crowned with its crater, and the boundaries of most of the lava-streams still distinct, we are led to believe \
-that within a period geologically recent the unbroken ocean was here spread out. Hence, both in space and time, \
-we seem to be brought somewhat near to that great fact - that mystery of mysteries - the first appearance of new \
-beings on this earth.
+TITLE = "Frankenstein, Letter 1"
+EXCERPT = ROOT / "tests" / "data" / "frankenstein.txt"
 
-Of terrestrial mammals, there is only one which must be considered as indigenous, namely, a mouse, and this is \
-confined, as far as I could ascertain, to Chatham Island, the most easterly island of the group. It belongs, as \
-I am informed by Mr. Waterhouse, to a division of the family of mice characteristic of America.
-"""
+
+def passage() -> str:
+    """The first paragraphs of the letter, their lines joined."""
+    paragraphs = re.split(r"\n\s*\n", EXCERPT.read_text(encoding="utf-8"))
+    told = [" ".join(paragraph.split()) for paragraph in paragraphs if len(paragraph) > 200]
+    return "\n\n".join(told[:2])
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", help="default tiny, or nano where tiny is not there")
-    parser.add_argument("--text", type=Path, help="a text file; default a passage of Darwin's")
+    parser.add_argument("--text", type=Path, help="a text file; default a passage of Frankenstein")
     parser.add_argument("--title", help="of the page; default the name of the text")
     parser.add_argument("--token", type=int, help="whose card is open; default one that shows the card well")
     parser.add_argument("--colour", default="logprob", help="the column that colours the tokens")
@@ -59,7 +51,7 @@ def main() -> int:
     parser.add_argument("--out", type=Path, default=ROOT / "docs" / "images" / "page.png")
     chosen = parser.parse_args()
 
-    text = chosen.text.read_text(encoding="utf-8") if chosen.text else PASSAGE
+    text = chosen.text.read_text(encoding="utf-8") if chosen.text else passage()
     title = chosen.title or (chosen.text.name if chosen.text else TITLE)
     try:
         signature = read(chosen.model, text, title)
