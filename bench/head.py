@@ -13,15 +13,12 @@ the resident set's high-water mark on a CPU (reset before the call), the allocat
 from __future__ import annotations
 
 import argparse
-import json
 import os
-import platform
 import statistics as medians
 import subprocess
 import sys
 import time
 from collections.abc import Callable
-from datetime import date
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -30,6 +27,7 @@ import torch
 from torch.nn import functional
 
 from nextoken.head import Head, cross_entropy, statistics
+from record import write
 
 TOP = 10
 COLUMNS = ("size", "variant", "fastest_ms", "to_matmul", "median_ms", "median_to_matmul", "added_mb")
@@ -182,14 +180,6 @@ def measure(size: str, arguments: argparse.Namespace) -> list[dict[str, Any]]:
     return rows
 
 
-def _processor(device: str) -> str:
-    if device == "cuda":
-        return torch.cuda.get_device_name()
-    lines = Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").exists() else []
-    names = [line.split(":")[1].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else platform.processor()
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--sizes", nargs="+", default=["512x768x50257", "512x768x151936"], help="NxHxV")
@@ -212,20 +202,18 @@ def main() -> None:
     for row in rows:
         print(layout.format(*(str(row[name]) for name in COLUMNS)))
     if arguments.json:
-        record = {
-            "command": "python bench/head.py " + " ".join(sys.argv[1:]),
-            "date": date.today().isoformat(),
-            "processor": _processor(arguments.device),
-            "cores": os.cpu_count(),
-            "threads": arguments.threads,
-            "clock": arguments.clock,
-            "targets": arguments.targets,
-            "load_average": [round(load, 2) for load in os.getloadavg()],
-            "torch": torch.__version__,
-            "rows": rows,
+        settings = {"threads": arguments.threads, "clock": arguments.clock, "targets": arguments.targets}
+        write(arguments.json, {**settings, "sizes": by_size(rows)})
+
+
+def by_size(rows: list[dict[str, Any]]) -> dict[str, dict[str, dict[str, Any]]]:
+    """size -> variant -> figures."""
+    found: dict[str, dict[str, dict[str, Any]]] = {}
+    for row in rows:
+        found.setdefault(row["size"], {})[row["variant"]] = {
+            k: v for k, v in row.items() if k not in ("size", "variant")
         }
-        arguments.json.parent.mkdir(parents=True, exist_ok=True)
-        arguments.json.write_text(json.dumps(record, indent=2) + "\n")
+    return found
 
 
 if __name__ == "__main__":
