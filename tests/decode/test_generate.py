@@ -97,6 +97,7 @@ def test_the_wrong_law_is_noticed() -> None:
     assert distance > 0.2
 
 
+@pytest.mark.paper("2305.13484")
 @given(st.integers(0, 2**40), st.integers(1, 7), st.integers(0, 1000))
 @settings(max_examples=20, deadline=None)
 def test_a_sequence_does_not_depend_on_its_company(seed: int, max_rows: int, arrival: int) -> None:

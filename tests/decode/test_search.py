@@ -79,6 +79,7 @@ def test_diverse_groups_choose_different_tokens() -> None:
     assert beam_search(model, "", width=1, max_tokens=4)[0].tokens in {g.tokens for g in varied}
 
 
+@pytest.mark.paper("1903.06059")
 def test_strings_without_replacement_follow_their_law() -> None:
     """Ordered pairs have probability p_1 p_2 / (1 - p_1); chi-square at a false-alarm rate of 1e-4."""
     model = TableModel.random(2, order=1, eos=True, seed=8)

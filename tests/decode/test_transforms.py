@@ -51,6 +51,9 @@ PAIRS = [
 
 
 @pytest.mark.paper("2202.00666")
+@pytest.mark.paper("1904.09751")
+@pytest.mark.paper("2407.01082")
+@pytest.mark.paper("2210.15191")
 @pytest.mark.parametrize("holes", [0.0, 0.5])
 @pytest.mark.parametrize(
     ("ours", "theirs"), PAIRS, ids=lambda value: repr(value) if isinstance(value, Transform) else ""
@@ -78,6 +81,7 @@ def histories(seed: int, batch: int = 3, length: int = 14, size: int = 6) -> lis
     return torch.randint(size, (batch, length), generator=torch.Generator().manual_seed(seed)).tolist()
 
 
+@pytest.mark.paper("1909.05858")
 @pytest.mark.parametrize(
     ("ours", "theirs"),
     [
@@ -127,6 +131,7 @@ def test_typical_drops_the_dull_token() -> None:
     assert bool((TopP(0.5)(scores, NONE)[0] > float("-inf"))[0])
 
 
+@pytest.mark.paper("2411.07641")
 def test_top_n_sigma_is_its_formula_and_blind_to_temperature() -> None:
     scores = logits(3, holes=0.3)
     for n in (0.0, 0.5, 1.0, 3.0):
@@ -188,6 +193,7 @@ def test_dry_equals_brute_force(history: list[int], allowed: int) -> None:
         assert result[token].item() == pytest.approx(expected)
 
 
+@pytest.mark.paper("2007.14966")
 def test_mirostat_2_cuts_at_mu_and_follows_the_surprises() -> None:
     scores = torch.tensor([[0.5, 0.25, 0.125, 0.125]]).log()
     fresh = Context(prompts=[[]], outputs=[[]], surprisals=[[]])
@@ -197,6 +203,7 @@ def test_mirostat_2_cuts_at_mu_and_follows_the_surprises() -> None:
     assert (Mirostat2(tau=1.0, eta=0.5)(scores, spent) > float("-inf")).tolist() == [[True, False, False, False]]
 
 
+@pytest.mark.paper("2007.14966")
 def test_mirostat_1_finds_the_exponent_of_a_zipf_law() -> None:
     size, exponent = 1000, 1.4
     scores = -exponent * torch.log(torch.arange(size, dtype=torch.float64) + 1)[None]
