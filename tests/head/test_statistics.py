@@ -220,10 +220,16 @@ def test_order_of_tokens_and_a_constant_do_not_matter(seed: int, size: int, cons
     found = statistics(hidden, Head(weight), targets, top=5)
     moved = statistics(hidden, Head(weight[order], torch.full((size,), constant)), place[targets], top=5)
     assert torch.equal(order[moved.top_ids], found.top_ids) or spread == 0.01  # near ties may swap under rounding
+    # A token within rounding of the target counts as tied with it, and rounding depends on order and constant.
+    logits = hidden.double() @ weight.double().T
+    gaps = (logits - logits.gather(1, targets[:, None])).abs().scatter(1, targets[:, None], float("inf"))
+    steady = gaps.amin(1) > 1e-3
     for name, value in found.as_dict().items():
-        if name in ("skewness", "kurtosis", "rank", "top_ids") or (name == "mass_above" and spread == 0.01):
+        if name in ("skewness", "kurtosis", "rank", "top_ids"):
             continue
         other = moved.as_dict()[name] - (constant if name == "log_normalizer" else 0.0)
+        if name == "mass_above":
+            value, other = value[steady], other[steady]
         torch.testing.assert_close(other, value, rtol=1e-3, atol=5e-5, msg=lambda text, name=name: f"{name}: {text}")
 
 
