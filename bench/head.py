@@ -202,18 +202,12 @@ def main() -> None:
     for row in rows:
         print(layout.format(*(str(row[name]) for name in COLUMNS)))
     if arguments.json:
-        settings = {"threads": arguments.threads, "clock": arguments.clock, "targets": arguments.targets}
-        write(arguments.json, {**settings, "sizes": by_size(rows)})
-
-
-def by_size(rows: list[dict[str, Any]]) -> dict[str, dict[str, dict[str, Any]]]:
-    """size -> variant -> figures."""
-    found: dict[str, dict[str, dict[str, Any]]] = {}
-    for row in rows:
-        found.setdefault(row["size"], {})[row["variant"]] = {
-            k: v for k, v in row.items() if k not in ("size", "variant")
+        figures = {
+            f"{row['size']}, {row['variant']}": {n: v for n, v in row.items() if n not in ("size", "variant")}
+            for row in rows
         }
-    return found
+        note = f"{arguments.threads} threads, {arguments.clock} clock, targets {arguments.targets}"
+        write(arguments.json, figures, note=note)
 
 
 if __name__ == "__main__":
