@@ -89,7 +89,7 @@ def test_windows_matter_here() -> None:
 
 @given(st.lists(st.integers(1, 30), max_size=40), st.integers(1, 64))
 def test_batches_hold_each_once_and_are_full(lengths: list[int], most: int) -> None:
-    groups = batches(lengths, most)
+    groups = list(batches(lengths, lambda: most))
     assert sorted(index for group in groups for index in group) == list(range(len(lengths)))
     for group, following in zip_longest(groups, groups[1:]):
         longest = lengths[group[0]]
@@ -119,6 +119,12 @@ def test_no_more_is_fed_at_once_than_asked_for() -> None:
     assert max(rows * width for rows, width in model.fed) <= 32
     # The last token of a text predicts nothing that is asked, so begin token and all but it are fed.
     assert sum(rows * width for rows, width in model.fed) < 1.4 * sum(2 * n for n in (1, 30, 2, 5, 200, 7))
+
+
+def test_a_cpu_is_given_what_its_caches_hold() -> None:
+    model = _Watched(_table())
+    nextoken.read(model, ["abc" * 20] * 200)
+    assert 900 < max(rows * width for rows, width in model.fed) <= 1024
 
 
 def test_without_a_begin_token_the_first_token_has_no_row() -> None:

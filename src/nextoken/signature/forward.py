@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
 import torch
@@ -16,6 +16,8 @@ from nextoken.signature import columns
 from nextoken.signature.passage import Job
 
 Numbers = dict[str, np.ndarray]
+_CPU_TOKENS = 1024
+"""Most tokens fed at once to a CPU, whose cores are busy with that many, and whose caches do not hold more."""
 _ENTRIES = 1 << 24
 """Log-probabilities held at once where two models are compared without their heads."""
 
@@ -38,11 +40,13 @@ class Forward:
         self.top = top
         self.hidden = hidden
         self.batch_tokens = batch_tokens
+        # Known from the first result, for a model does not say where it computes.
+        self._accelerated = False
 
     def run(self, jobs: Sequence[Job]) -> Numbers:
         """The numbers of all tokens that these jobs score, in the order of the jobs."""
         order, pieces = [], []
-        for batch in batches([job.fed for job in jobs], self.batch_tokens):
+        for batch in batches([job.fed for job in jobs], self._most):
             pieces.append(self._batch([jobs[number] for number in batch]))
             order += batch
         numbers = {name: np.concatenate([piece[name] for piece in pieces]) for name in pieces[0]}
@@ -53,6 +57,9 @@ class Forward:
         target = np.empty_like(source)
         target[source] = np.arange(len(source))
         return {name: values[target] for name, values in numbers.items()}
+
+    def _most(self) -> int:
+        return self.batch_tokens if self._accelerated else min(self.batch_tokens, _CPU_TOKENS)
 
     def stream(self, job: Job) -> Iterator[tuple[int, int, Numbers]]:
         """The numbers of one long job, fed in pieces of `batch_tokens` by models that remember the pieces before.
@@ -89,7 +96,9 @@ class Forward:
     def _numbers(self, nexts: Sequence[Next], scored: Tensor, targets: Tensor) -> Numbers:
         chosen = [following[scored] for following in nexts]
         first = chosen[0]
-        numbers = _numpy(first.statistics(targets[:, None], top=self.top))
+        statistics = first.statistics(targets[:, None], top=self.top)
+        self._accelerated = statistics.entropy.device.type != "cpu"
+        numbers = _numpy(statistics)
         if self.hidden:
             if first.hidden is None:
                 raise ModelError(f"{self.models[0].name} has no hidden states; read it without hidden=True")
@@ -102,22 +111,19 @@ class Forward:
         return numbers
 
 
-def batches(lengths: Sequence[int], batch_tokens: int) -> list[list[int]]:
-    """Group sequences of these lengths so that number * longest <= batch_tokens, the longest first.
+def batches(lengths: Sequence[int], most: Callable[[], int]) -> Iterator[list[int]]:
+    """Group sequences of these lengths so that number * longest <= most(), asked at each group; the longest first.
 
-    Sorting by length leaves little padding. A sequence longer than `batch_tokens` makes a group of its own.
+    Sorting by length leaves little padding. A sequence longer than that makes a group of its own.
 
-    Returns:
+    Yields:
         The indices of each group; each index occurs once.
     """
     order = sorted(range(len(lengths)), key=lambda index: -lengths[index])
-    groups: list[list[int]] = []
-    for index in order:
-        if groups and (len(groups[-1]) + 1) * lengths[groups[-1][0]] <= batch_tokens:
-            groups[-1].append(index)
-        else:
-            groups.append([index])
-    return groups
+    while order:
+        count = max(1, most() // max(1, lengths[order[0]]))
+        yield order[:count]
+        order = order[count:]
 
 
 def _compared(p: Next, q: Next) -> Numbers:

@@ -58,7 +58,8 @@ def read(
         names: one per text; default `text-0`, `text-1`, ...
         hidden: keep the final hidden states as a column.
         overlap: tokens by which windows overlap; default half of the context.
-        batch_tokens: most tokens, padding included, that are fed at once. Windows longer than this are fed in pieces.
+        batch_tokens: most tokens, padding included, that are fed at once (a CPU is given fewer where that is faster).
+            Windows longer than this are fed in pieces.
         bos: put the model's begin token, if it has one, before each text. Without any token before it, a text's first
             token is not predicted and has no row; the text's `prefix` keeps its bytes.
         bos_text: text that stands before each text (after the begin token) and is not scored. The label of a special
