@@ -17,7 +17,7 @@ in a process of its own, by length of one text, beside the size of the result.
 from __future__ import annotations
 
 import argparse
-import importlib.util
+import importlib
 import json
 import resource
 import subprocess
@@ -127,6 +127,9 @@ SYSTEMS: dict[str, Callable[[HFModel, list[str]], Nats]] = {
     "lm-polygraph": lm_polygraph,
 }
 
+PEERS = {"minicons": "minicons.scorer", "lm-polygraph": "lm_polygraph.stat_calculators.entropy"}
+"""What each needs that can be imported."""
+
 
 def compared(model: HFModel, texts: list[str], systems: list[str], times: int) -> dict[str, Any]:
     """Tokens per second of each system, and how far its numbers are from those of `read`."""
@@ -203,9 +206,13 @@ def main() -> None:
     torch.set_num_threads(arguments.threads)
     model = nextoken.load(arguments.model)
     assert isinstance(model, HFModel), "the loops need a transformers model"
-    installed = {"minicons": "minicons", "lm-polygraph": "lm_polygraph"}
-    peers = [name for name, module in installed.items() if importlib.util.find_spec(module)]
-    print(f"not installed: {', '.join(set(installed) - set(peers)) or 'none'}")
+    peers = []
+    for name, module in PEERS.items():
+        try:
+            importlib.import_module(module)
+            peers.append(name)
+        except ImportError as error:
+            print(f"without {name}: {error}")
     lines = (arguments.data / "gsm8k" / "train.jsonl").read_text(encoding="utf-8").splitlines()
     short = [json.loads(line)["question"] for line in lines[: arguments.texts]]
     book = (arguments.data / "books" / arguments.book).read_text(encoding="utf-8")
