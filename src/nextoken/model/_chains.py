@@ -127,7 +127,7 @@ class ChainMemory(Memory):
         block.cache, block.cached = None, 0
         if cache is None:
             cache = DynamicCache(config=self.network.config)
-        name = "past_key_values" if self.network.accepts("past_key_values") else "cache_params"
+        name = self.network.cache_argument or "past_key_values"
         pieces = torch.split(fresh, 1, 1) if at and self.manner == "steps" else [fresh]
         raw = torch.cat([self.network.run(piece, **{name: cache}, use_cache=True) for piece in pieces], 1)
         block.cache, block.cached = cache, block.length

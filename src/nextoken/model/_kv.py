@@ -196,7 +196,8 @@ class KVMemory(Memory):
         """
         n = tokens.shape[1]
         past = max(self.lengths)
-        arguments: dict[str, Any] = {"past_key_values": self.cache, "use_cache": True}
+        assert network.cache_argument is not None
+        arguments: dict[str, Any] = {network.cache_argument: self.cache, "use_cache": True}
         if parents is None and min(self.lengths) == past:
             self.cache.open(past, past + n, None)
             return arguments

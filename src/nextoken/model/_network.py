@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Iterator
 from contextlib import contextmanager
-from functools import partial
+from functools import cached_property, partial
 from typing import Any
 
 import torch
@@ -13,6 +13,9 @@ from torch import Tensor, nn
 
 from nextoken.head import Head
 from nextoken.model.next import DenseNext, HeadNext, Next
+
+# transformers from 5.24 on, before it, and its state-space models.
+_CACHE_NAMES = ("cache", "past_key_values", "cache_params")
 
 
 class Network:
@@ -71,6 +74,11 @@ class Network:
     def accepts(self, argument: str) -> bool:
         """Whether the decoder's forward pass has an argument of this name."""
         return argument in inspect.signature(self.decoder.forward).parameters
+
+    @cached_property
+    def cache_argument(self) -> str | None:
+        """What the decoder calls the argument that takes a cache, None where it takes none."""
+        return next((name for name in _CACHE_NAMES if self.accepts(name)), None)
 
     def run(self, ids: Tensor, **arguments: Any) -> Tensor:
         """raw [B, n, ...] for ids [B, n]."""

@@ -82,8 +82,8 @@ class Proof:
         """How masks must describe trees and ragged rows to the model, None where it cannot be told."""
         network = self.network
         visibility = Visibility.of(network.config)
-        needed = ("past_key_values", "attention_mask", "position_ids")
-        if visibility is None or not all(map(network.accepts, needed)):
+        needed = ("attention_mask", "position_ids")
+        if visibility is None or network.cache_argument is None or not all(map(network.accepts, needed)):
             return None
         return visibility if self._holds(partial(self._tree_holds, visibility)) else None
 
