@@ -147,6 +147,37 @@ def test_a_text_may_stand_before() -> None:
     assert signature.column("byte_start").tolist() == [0, 1]
 
 
+def test_each_text_may_have_a_prompt_of_its_own() -> None:
+    model = _table(order=2)
+    signature = nextoken.read(model, ["ca", "b", "c"], prompts=["bé", "", "ab"], top=TOP)
+    assert [text.prompt for text in signature.texts] == ["bé", "", "ab"]
+    # "ab" and "c" are two texts: their tokens never merge across the seam.
+    rows = [model.row([1, 6])[3], model.row([6, 3])[0], model.row([])[1], model.row([2])[3]]
+    np.testing.assert_allclose(signature.column("logprob"), rows, atol=1e-6)
+    assert signature.column("position").tolist() == [0, 1, 0, 0]
+    assert signature.column("byte_start").tolist() == [0, 1, 0, 0]
+    assert [signature.text(i) for i in range(3)] == ["ca", "b", "c"]
+    alone = nextoken.read(model, "ca", prompts="bé", top=TOP)
+    assert alone.texts[0].digest == signature.texts[0].digest != nextoken.read(model, "ca").texts[0].digest
+
+
+def test_of_a_prompt_beyond_the_context_the_end_is_seen() -> None:
+    model = _table(order=3, context=4)
+    signature = nextoken.read(model, ["abca"], prompts=["bcbc"], overlap=2)
+    # <bos> b c b c | ab c a in windows of four: [b c ab c], then [c ab c a].
+    rows = [model.row([1, 3])[2], model.row([1, 3, 2])[3], model.row([3, 2, 3])[0]]
+    np.testing.assert_allclose(signature.column("logprob"), rows, atol=1e-6)
+
+
+def test_one_prompt_per_text() -> None:
+    with pytest.raises(ValueError, match="2 prompts for 1 texts"):
+        nextoken.read(_table(), ["a"], prompts=["b", "c"])
+    with pytest.raises(ValueError, match="1 prompts for more texts"):
+        nextoken.read(_table(), iter(["a", "b"]), prompts=iter(["b"]))
+    with pytest.raises(ValueError, match="more prompts than the 1 texts"):
+        nextoken.read(_table(), iter(["a"]), prompts=iter(["b", "c"]))
+
+
 def test_a_special_token_may_stand_before() -> None:
     model = TableModel.random(3, order=1, eos=True, seed=1)
     signature = nextoken.read(model, "ab", bos_text="<eos>")

@@ -47,6 +47,7 @@ class Passage:
             replaced=self.text.replaced,
             n_rows=count - unpredicted,
             digest=self.text.digest,
+            prompt=self.text.prompt,
         )
 
     def byte(self, token: int) -> int:
@@ -68,7 +69,7 @@ class Job:
 
 
 def passage(number: int, text: Text, vocab: Vocab, before: np.ndarray) -> Passage:
-    """Tokenise a text.
+    """Tokenise a text, to be read after `before` and its own prompt, which is tokenised by itself.
 
     The spans of the tokens are made to tile it: bytes that a tokenizer drops belong to the token after them, and of
     several tokens that share a character the first has its bytes and the others none.
@@ -78,8 +79,10 @@ def passage(number: int, text: Text, vocab: Vocab, before: np.ndarray) -> Passag
     """
     try:
         encoding = vocab.encode(text.data.decode())
+        prompt = vocab.encode(text.prompt).ids if text.prompt else ()
     except ValueError as error:
         raise InputError(f"{text.name}: {error}") from error
     own = np.array(encoding.ids, dtype=np.int64)
     ends = np.maximum.accumulate(np.array(encoding.ends, dtype=np.int64))
-    return Passage(number, text, np.concatenate([before, own]), len(before), ends)
+    given = np.concatenate([before, np.array(prompt, dtype=np.int64)])
+    return Passage(number, text, np.concatenate([given, own]), len(given), ends)

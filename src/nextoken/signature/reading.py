@@ -32,6 +32,7 @@ def read(
     top: int = 10,
     against: LanguageModel | str | Path | None = None,
     names: Iterable[str] | None = None,
+    prompts: str | Iterable[str] | None = None,
     hidden: bool = False,
     overlap: int | None = None,
     batch_tokens: int = 8192,
@@ -56,6 +57,8 @@ def read(
         against: a second model q over the same vocabulary, for the columns cross_entropy, kl, reverse_kl, js and
             against_logprob.
         names: one per text; default `text-0`, `text-1`, ...
+        prompts: one per text, read before it and not scored: p(answer | prompt), tokenised as two texts. Of a prompt
+            beyond the context its end is seen, as windows have it.
         hidden: keep the final hidden states as a column.
         overlap: tokens by which windows overlap; default half of the context.
         batch_tokens: most tokens, padding included, that are fed at once (a CPU is given fewer where that is faster).
@@ -103,7 +106,7 @@ def read(
         bos_text=label,
         versions={"nextoken": nextoken.__version__, "torch": version("torch"), "transformers": version("transformers")},
     )
-    source = incoming(texts, names, strict=strict)
+    source = incoming(texts, names, prompts=prompts, strict=strict)
     total = 1 if isinstance(texts, str | bytes) else len(texts) if isinstance(texts, Sequence) else None
     if shards is None:
         tables: list[pa.Table] = []

@@ -17,16 +17,21 @@ _REPLACEMENT = "\ufffd"
 
 @dataclass(frozen=True)
 class Text:
-    """A text as it will be read: `data` is valid UTF-8, with U+FFFD where `replaced` invalid bytes stood."""
+    """A text as it will be read: `data` is valid UTF-8, with U+FFFD where `replaced` invalid bytes stood.
+
+    `prompt` is read before it and not scored.
+    """
 
     name: str
     data: bytes
     replaced: int = 0
+    prompt: str = ""
 
     @property
     def digest(self) -> str:
-        """Fingerprint of the bytes, 16 hexadecimal digits."""
-        return hashlib.sha256(self.data).hexdigest()[:16]
+        """Fingerprint of the bytes and of the prompt, if there is one, 16 hexadecimal digits."""
+        before = self.prompt.encode() + b"\0" if self.prompt else b""
+        return hashlib.sha256(before + self.data).hexdigest()[:16]
 
 
 @dataclass(frozen=True)
@@ -40,7 +45,8 @@ class TextInfo:
         size: bytes of the whole text.
         replaced: bytes that were not UTF-8 and were read as U+FFFD.
         n_rows: predicted tokens.
-        digest: fingerprint of the bytes read.
+        digest: fingerprint of the bytes read, and of the prompt.
+        prompt: what was read before the text and not scored.
     """
 
     name: str
@@ -50,6 +56,7 @@ class TextInfo:
     replaced: int = 0
     n_rows: int = 0
     digest: str = ""
+    prompt: str = ""
 
     def as_dict(self) -> dict[str, Any]:
         """For JSON; bytes as base64."""
@@ -65,36 +72,47 @@ class TextInfo:
         return replace(info, prefix=base64.b64decode(values["prefix"]), suffix=base64.b64decode(values["suffix"]))
 
 
-def incoming(texts: Texts, names: Iterable[str] | None = None, *, strict: bool = False) -> Iterator[Text]:
+def incoming(
+    texts: Texts,
+    names: Iterable[str] | None = None,
+    *,
+    prompts: str | Iterable[str] | None = None,
+    strict: bool = False,
+) -> Iterator[Text]:
     """The texts one by one, decoded and named.
 
     Args:
         texts: one text, or any iterable of them; bytes are taken as UTF-8.
         names: one per text; default `text-0`, `text-1`, ...
+        prompts: one per text, read before it; default none.
         strict: refuse what is not UTF-8 instead of replacing it.
 
     Raises:
         InputError: a text is not UTF-8 and `strict` is set.
         TypeError: something is neither str nor bytes.
-        ValueError: there are more or fewer names than texts.
+        ValueError: there are more or fewer names or prompts than texts.
     """
     source = [texts] if isinstance(texts, str | bytes) else texts
-    if names is None:
-        for number, text in enumerate(source):
-            yield decoded(text, f"text-{number}", strict=strict)
-        return
-    given = [names] if isinstance(names, str) else names
-    if isinstance(given, Sequence) and isinstance(source, Sequence) and len(given) != len(source):
-        raise ValueError(f"{len(given)} names for {len(source)} texts: give one name per text")
-    rest = iter(given)
+    beside = {"name": _values(source, names, "name"), "prompt": _values(source, prompts, "prompt")}
     number = -1
     for number, text in enumerate(source):
-        name = next(rest, None)
-        if name is None:
-            raise ValueError(f"{number} names for more texts: give one name per text")
-        yield decoded(text, str(name), strict=strict)
-    if next(rest, None) is not None:
-        raise ValueError(f"more names than the {number + 1} texts: give one name per text")
+        one = {what: None if rest is None else next(rest, None) for what, rest in beside.items()}
+        for what, rest in beside.items():
+            if rest is not None and one[what] is None:
+                raise ValueError(f"{number} {what}s for more texts: give one {what} per text")
+        read = decoded(text, f"text-{number}" if one["name"] is None else str(one["name"]), strict=strict)
+        yield replace(read, prompt=str(one["prompt"])) if one["prompt"] else read
+    for what, rest in beside.items():
+        if rest is not None and next(rest, None) is not None:
+            raise ValueError(f"more {what}s than the {number + 1} texts: give one {what} per text")
+
+
+def _values(source: Iterable[str | bytes], given: str | Iterable[str] | None, what: str) -> Iterator[str] | None:
+    """What is given beside the texts, one value each."""
+    values = [given] if isinstance(given, str) else given
+    if isinstance(values, Sequence) and isinstance(source, Sequence) and len(values) != len(source):
+        raise ValueError(f"{len(values)} {what}s for {len(source)} texts: give one {what} per text")
+    return None if values is None else iter(values)
 
 
 def decoded(text: str | bytes, name: str, *, strict: bool = False) -> Text:
