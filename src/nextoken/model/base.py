@@ -278,25 +278,29 @@ class LanguageModel(ABC):
             ids = ids[None]
         if ids.ndim != 2 or ids.shape[0] != batch or ids.shape[1] == 0:
             raise ValueError(f"tokens must be [{batch}, n] with n > 0, got {tuple(ids.shape)}")
-        if bool(((ids < ABSENT) | (ids >= self.vocab.size)).any()):
-            worst = int(ids.max()) if int(ids.max()) >= self.vocab.size else int(ids.min())
+        lowest, highest = (int(edge) for edge in torch.aminmax(ids))
+        if lowest < ABSENT or highest >= self.vocab.size:
+            worst = highest if highest >= self.vocab.size else lowest
             raise ValueError(f"token id {worst} is outside the vocabulary of {self.vocab.size}")
-        present = ids != ABSENT
         nodes = None
-        if parents is None:
+        if parents is None and lowest != ABSENT:
+            longest = [ids.shape[1]] * batch
+        elif parents is None:
+            present = ids != ABSENT
             if bool((present[:, 1:] & ~present[:, :-1]).any()):
                 raise ValueError("tokens of -1 may stand only at the end of a chain")
-            longest = present.sum(1)
+            longest = present.sum(1).tolist()
         else:
             if not self.supports_trees:
                 raise TreesNotSupported(
                     f"{self.name} is recurrent: it takes chains of tokens only, so call extend() without parents"
                 )
+            present = ids != ABSENT
             nodes = torch.as_tensor(parents, dtype=torch.long, device="cpu").expand(ids.shape).contiguous()
             tree.check_parents(nodes, present)
-            longest = ((tree.depths(nodes) + 1) * present).amax(1)
+            longest = ((tree.depths(nodes) + 1) * present).amax(1).tolist()
         if self.context_length is not None:
-            needed = max(length + int(more) for length, more in zip(lengths, longest, strict=True))
+            needed = max(length + more for length, more in zip(lengths, longest, strict=True))
             if needed > self.context_length:
                 raise ValueError(f"{needed} tokens do not fit the context of {self.name}, {self.context_length}")
         return ids, nodes

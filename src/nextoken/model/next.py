@@ -89,12 +89,11 @@ class Next(ABC):
 
 def invert_cdf(log_probs: Tensor, uniform: Tensor) -> Tensor:
     """The token [...] at which the cumulative of p [..., V] passes `uniform` [...]; never one of probability 0."""
-    probs = log_probs.double().exp()
-    cumulative = probs.cumsum(-1)
+    cumulative = log_probs.exp().cumsum(-1, dtype=torch.float64)
     total = cumulative[..., -1:]
     # Strictly below the total; the first index with cumulative > threshold has p > 0, for the cumulative rises there.
     threshold = torch.minimum(
-        uniform.to(probs.device)[..., None] * total, torch.nextafter(total, torch.zeros_like(total))
+        uniform.to(total.device)[..., None] * total, torch.nextafter(total, torch.zeros_like(total))
     )
     return torch.searchsorted(cumulative, threshold, right=True)[..., 0]
 
