@@ -65,11 +65,11 @@ def decoding(model: nextoken.LanguageModel, batch: int, rule: str, tokens: int, 
     def bare() -> None:
         from transformers import DynamicCache
 
-        cache = DynamicCache()
-        network(input_ids=ids, past_key_values=cache, use_cache=True)
+        remembered = {model._network.cache_argument: DynamicCache(), "use_cache": True}
+        network(input_ids=ids, **remembered)
         step = torch.full((batch, 1), 5)
         for _ in range(tokens - 1):
-            network(input_ids=step, past_key_values=cache, use_cache=True)
+            network(input_ids=step, **remembered)
 
     seconds: dict[str, list[float]] = {"nextoken": [], "transformers": [], "bare": []}
     for call in (ours, theirs, bare):
