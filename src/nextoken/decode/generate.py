@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import hashlib
+import importlib
 import secrets
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TypeAlias, overload
+from typing import Protocol, TypeAlias, overload
 
 from nextoken.decode.generation import Generation
 from nextoken.decode.loop import Loop
@@ -15,6 +16,13 @@ from nextoken.decode.request import Piece, Request
 from nextoken.decode.transform import Chain, Transform
 from nextoken.model.base import LanguageModel
 from nextoken.model.loading import load
+
+
+class Decoding(Protocol):
+    """A way of decoding: it makes the loop in which texts are drawn."""
+
+    def loop(self, model: LanguageModel, *, max_rows: int = 64, entropies: bool = False) -> Loop: ...
+
 
 Chat: TypeAlias = Sequence[Mapping[str, str]]
 Prompt: TypeAlias = str | Chat
@@ -31,6 +39,7 @@ def generate(
     seed: int | None = None,
     ignore_eos: bool = False,
     max_rows: int = 64,
+    speculate: Decoding | str | None = None,
     on_piece: Callable[[Piece], object] | None = None,
     entropies: bool = False,
 ) -> Generation: ...
@@ -48,6 +57,7 @@ def generate(
     seed: int | None = None,
     ignore_eos: bool = False,
     max_rows: int = 64,
+    speculate: Decoding | str | None = None,
     on_piece: Callable[[Piece], object] | None = None,
     entropies: bool = False,
 ) -> Generation | list[Generation]: ...
@@ -64,6 +74,7 @@ def generate(
     seed: int | None = None,
     ignore_eos: bool = False,
     max_rows: int = 64,
+    speculate: Decoding | str | None = None,
     on_piece: Callable[[Piece], object] | None = None,
     entropies: bool = False,
 ) -> Generation | list[Generation]:
@@ -82,6 +93,8 @@ def generate(
             result's `request.seed` tells. The i-th of n texts uses a seed derived from it and i.
         ignore_eos: go on after an end token.
         max_rows: most sequences at work at once.
+        speculate: how to draw several tokens per pass of the model without a change of their law, a
+            `nextoken.speculate.Speculation`; or the name of one, such as "auto".
         on_piece: called with every piece as it is drawn; its `ticket` counts the texts in the order they are returned.
         entropies: whether pieces tell the entropy of the model's distribution.
 
@@ -96,7 +109,7 @@ def generate(
     p = load(model)
     prompts, single = _listed(prompt)
     requests = _requests(p, prompts, transform, max_tokens, stop, n, seed, ignore_eos)
-    loop = Loop(p, max_rows=max_rows, entropies=entropies)
+    loop = _loop(p, speculate, max_rows=max_rows, entropies=entropies)
     running = {loop.submit(request): request for request in requests}
     pieces: dict[int, list[Piece]] = {ticket: [] for ticket in running}
     for piece in loop.run():
@@ -116,6 +129,7 @@ def stream(
     stop: str | Sequence[str] = (),
     seed: int | None = None,
     ignore_eos: bool = False,
+    speculate: Decoding | str | None = None,
     entropies: bool = False,
 ) -> Iterator[Piece]:
     """The pieces of one text as they are drawn; their `text` joined is what `generate` would return.
@@ -124,10 +138,18 @@ def stream(
     Arguments and errors as of `generate`; with `entropies` each piece tells the entropy of the model's distribution.
     """
     p = load(model)
-    loop = Loop(p, entropies=entropies)
+    loop = _loop(p, speculate, max_rows=1, entropies=entropies)
     (request,) = _requests(p, [prompt], transform, max_tokens, stop, 1, seed, ignore_eos)
     loop.submit(request)
     return loop.run()
+
+
+def _loop(model: LanguageModel, way: Decoding | str | None, *, max_rows: int, entropies: bool) -> Loop:
+    if way is None:
+        return Loop(model, max_rows=max_rows, entropies=entropies)
+    # By name, as the registry finds methods: speculation stands above decoding and is imported only when asked for.
+    found: Decoding = importlib.import_module("nextoken.speculate").named(way) if isinstance(way, str) else way
+    return found.loop(model, max_rows=max_rows, entropies=entropies)
 
 
 def derived_seed(seed: int, sample: int) -> int:

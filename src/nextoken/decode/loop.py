@@ -99,10 +99,8 @@ class Loop:
         if not self._rows:
             return []
         assert self._logits is not None
-        drawn, surprisals = self._draw(self._logits)
-        said: list[float | None] = [None] * len(drawn)
-        if self.entropies:
-            said = torch.special.entr(self._logits.float().softmax(-1)).sum(-1).tolist()
+        drawn, surprisals = self._draw(self._rows, self._logits)
+        said = self._said(self._logits)
         pieces = [self._advance(*step) for step in zip(self._rows, drawn, surprisals, said, strict=True)]
         finished = [piece.finish is not None for piece in pieces]
         fed = [token for token, over in zip(drawn, finished, strict=True) if not over]
@@ -116,11 +114,23 @@ class Loop:
         return pieces
 
     def _admit(self) -> None:
-        """Prefill waiting requests, each different prompt once, and put them beside the rows at work."""
+        """Put waiting requests beside the rows at work."""
+        joining, state, logits = self._prefill()
+        if state is None or logits is None:
+            return
+        if self._state is None:
+            self._state, self._logits = state, logits
+        else:
+            assert self._logits is not None
+            self._state, self._logits = self._state.join(state), torch.cat([self._logits, logits])
+        self._rows += joining
+
+    def _prefill(self) -> tuple[list[Running], State | None, Tensor | None]:
+        """As many waiting requests as there is room for, their state and logits; each different prompt is read once."""
         room = self.max_rows - len(self._rows)
         joining = [self._waiting.popleft() for _ in range(min(room, len(self._waiting)))]
         if not joining:
-            return
+            return [], None, None
         prompts = list(dict.fromkeys(row.request.prompt for row in joining))
         width = max(map(len, prompts))
         tokens = torch.tensor([[*prompt, *[ABSENT] * (width - len(prompt))] for prompt in prompts])
@@ -133,26 +143,24 @@ class Loop:
         source = [number[row.request.prompt] for row in joining]
         if source != list(range(len(prompts))):
             state, logits = state.fork(source), logits[source]
-        if self._state is None:
-            self._state, self._logits = state, logits
-        else:
-            assert self._logits is not None
-            self._state, self._logits = self._state.join(state), torch.cat([self._logits, logits])
-        self._rows += joining
+        return joining, state, logits
 
-    def _draw(self, logits: Tensor) -> tuple[list[int], list[float]]:
+    def _draw(self, rows: Sequence[Running], logits: Tensor) -> tuple[list[int], list[float]]:
         """One token per row and its surprisal, each row under its own transform."""
-        groups: dict[int, list[int]] = {}
-        for index, row in enumerate(self._rows):
-            groups.setdefault(id(row.request.transform), []).append(index)
-        tokens, surprisals = [0] * len(self._rows), [0.0] * len(self._rows)
-        for members in groups.values():
-            rows = [self._rows[index] for index in members]
-            part = logits if len(members) == len(self._rows) else logits[members]
-            drawn, spent = draw(part, rows, self.model)
+        tokens, surprisals = [0] * len(rows), [0.0] * len(rows)
+        for members in alike(rows):
+            part = logits if len(members) == len(rows) else logits[members]
+            drawn, spent = draw(part, [rows[index] for index in members], self.model)
             for index, token, surprisal in zip(members, drawn, spent, strict=True):
                 tokens[index], surprisals[index] = token, surprisal
         return tokens, surprisals
+
+    def _said(self, logits: Tensor) -> list[float | None]:
+        """Entropies of the model's own distributions [R, V], if they are wanted."""
+        if not self.entropies:
+            return [None] * len(logits)
+        entropies: list[float | None] = torch.special.entr(logits.float().softmax(-1)).sum(-1).tolist()
+        return entropies
 
     def _advance(self, row: Running, token: int, surprisal: float, entropy: float | None) -> Piece:
         row.tokens.append(token)
@@ -183,8 +191,17 @@ class Loop:
         if not stay:
             self._state = self._logits = None
             return
-        assert self._state is not None and self._logits is not None
-        self._state, self._logits = self._state.fork(stay), self._logits[stay]
+        assert self._state is not None
+        self._state = self._state.fork(stay)
+        self._logits = None if self._logits is None else self._logits[stay]
+
+
+def alike(rows: Sequence[Running]) -> list[list[int]]:
+    """Indices of the rows that have the same transform."""
+    groups: dict[int, list[int]] = {}
+    for index, row in enumerate(rows):
+        groups.setdefault(id(row.request.transform), []).append(index)
+    return list(groups.values())
 
 
 def draw(logits: Tensor, rows: Sequence[Running], model: LanguageModel) -> tuple[list[int], list[float]]:

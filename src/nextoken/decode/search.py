@@ -236,7 +236,7 @@ def stochastic_beam_search(
         log_probs = search.log_probs([h for _, h in growing]).cpu()
         for row, (g, h) in enumerate(growing):
             phi = h.log_prob + log_probs[row]
-            perturbed = _conditioned(phi, g, generator)
+            perturbed = conditioned(phi + gumbels(phi.shape, generator), g)
             best = perturbed.topk(min(k + 1, int(torch.isfinite(phi).sum())))
             candidates += [
                 (value, Hypothesis((*h.tokens, token), (*h.steps, float(log_probs[row, token])), row))
@@ -257,16 +257,18 @@ def stochastic_beam_search(
 
 
 def _gumbel(generator: torch.Generator) -> float:
-    uniform = torch.rand((), dtype=torch.float64, generator=generator).clamp(min=1e-300)
-    return float(-(-uniform.log()).log())
+    return float(gumbels((), generator))
 
 
-def _conditioned(phi: Tensor, largest: float, generator: torch.Generator) -> Tensor:
-    """Gumbels of location phi [V], given that their maximum is `largest`."""
-    uniform = torch.rand(phi.shape, dtype=torch.float64, generator=generator).clamp(min=1e-300)
-    free = phi - (-uniform.log()).log()
-    top = free.max()
+def gumbels(shape: Sequence[int], generator: torch.Generator) -> Tensor:
+    """Standard Gumbel noise, -log(-log u), in float64."""
+    uniform = torch.rand(tuple(shape), dtype=torch.float64, generator=generator).clamp(min=1e-300)
+    return -(-uniform.log()).log()
+
+
+def conditioned(free: Tensor, largest: float) -> Tensor:
+    """Gumbels [V] of any locations, given that their maximum is `largest`; -inf stays."""
     # v = G - g + log(1 - exp(g - Z)), then G - max(0, v) - log(1 + exp(-|v|)): stable where g is near its maximum.
-    v = largest - free + torch.log1p(-(free - top).exp())
+    v = largest - free + torch.log1p(-(free - free.max()).exp())
     shifted = largest - v.clamp(min=0.0) - torch.log1p((-v.abs()).exp())
-    return torch.where(torch.isfinite(phi), shifted, torch.full_like(phi, -math.inf))
+    return torch.where(torch.isfinite(free), shifted, free)

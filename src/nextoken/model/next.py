@@ -89,7 +89,12 @@ class Next(ABC):
 
 def invert_cdf(log_probs: Tensor, uniform: Tensor) -> Tensor:
     """The token [...] at which the cumulative of p [..., V] passes `uniform` [...]; never one of probability 0."""
-    cumulative = log_probs.exp().cumsum(-1, dtype=torch.float64)
+    return invert_probs(log_probs.exp(), uniform)
+
+
+def invert_probs(probs: Tensor, uniform: Tensor) -> Tensor:
+    """`invert_cdf` of probabilities [..., V], which need not sum to 1."""
+    cumulative = probs.cumsum(-1, dtype=torch.float64)
     total = cumulative[..., -1:]
     # Strictly below the total; the first index with cumulative > threshold has p > 0, for the cumulative rises there.
     threshold = torch.minimum(
