@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import platform
+import re
 import shlex
 import sys
 from datetime import date
@@ -38,8 +39,14 @@ def write(path: str | Path, figures: Any, *, note: str = "") -> None:
     target = Path(path)
     target.parent.mkdir(parents=True, exist_ok=True)
     temporary = target.with_suffix(".partial")
-    temporary.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
+    temporary.write_text(laid_out(result), encoding="utf-8")
     os.replace(temporary, target)
+
+
+def laid_out(result: Any) -> str:
+    """JSON with a line for every value, and lists of numbers on one."""
+    spread = json.dumps(result, indent=2, ensure_ascii=False)
+    return re.sub(r"\[[\s\d.,eE+-]*\]", lambda numbers: " ".join(numbers[0].split()), spread) + "\n"
 
 
 def _processor() -> str:

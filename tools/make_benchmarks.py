@@ -46,22 +46,38 @@ def machine(found: dict[str, Any], date: str) -> str:
     return f"*{'; '.join(part for part in parts if part)}{load}; {versions}; {date}.*"
 
 
-def tables(figures: Any) -> list[str]:
+_COLUMNS = 9
+"""Most columns of a table that is still read at a glance."""
+
+
+def tables(figures: Any, title: str = "") -> list[str]:
     """Figures as tables: records become rows, single values a table of two columns.
 
-    A mapping of mappings is a table whose first column is the key; deeper mappings become columns `outer: inner`.
+    A mapping of mappings is a table whose first column is the key, with `outer: inner` for what is deeper; where that
+    would be too wide each key becomes a table of its own.
     """
+    head = ["", f"**{title}**", ""] if title else []
     if isinstance(figures, list):
-        return _table([_flat(record) if isinstance(record, dict) else {"": record} for record in figures])
-    if figures and all(isinstance(value, dict) for value in figures.values()):
-        return _table([{"": name, **_flat(record)} for name, record in figures.items()])
-    records = {name: value for name, value in figures.items() if isinstance(value, list) and value}
-    records = {name: value for name, value in records.items() if isinstance(value[0], dict)}
-    rest = {name: value for name, value in figures.items() if name not in records}
-    lines = _table([{"": _words(name), "value": value} for name, value in _flat(rest).items()]) if rest else []
-    for name, value in records.items():
-        lines += ["", f"**{_words(name)}**", "", *tables(value)]
+        return [*head, *_table([_flat(record) if isinstance(record, dict) else {"": record} for record in figures])]
+    if figures and all(isinstance(value, dict) and value for value in figures.values()):
+        records = [{"": name, **_flat(record)} for name, record in figures.items()]
+        if len({name for record in records for name in record}) <= _COLUMNS or _is_flat(figures):
+            return [*head, *_table(records)]
+    inner = {name: value for name, value in figures.items() if _is_inner(value)}
+    single = {name: value for name, value in figures.items() if name not in inner}
+    lines = [*head, *_table([{"": _words(name), "value": value} for name, value in single.items()])] if single else []
+    for name, value in inner.items():
+        lines += tables(value, f"{title}: {_words(name)}" if title else _words(name))
     return lines
+
+
+def _is_inner(value: Any) -> bool:
+    """Whether a value is a table of its own."""
+    return bool(value) and (isinstance(value, dict) or (isinstance(value, list) and isinstance(value[0], dict)))
+
+
+def _is_flat(figures: dict[str, Any]) -> bool:
+    return not any(_is_inner(value) for record in figures.values() for value in record.values())
 
 
 def _flat(record: dict[str, Any], prefix: str = "") -> dict[str, Any]:
@@ -96,6 +112,8 @@ def _shown(value: Any) -> str:
         return "yes" if value else "no"
     if isinstance(value, int):
         return f"{value:,}"
+    if isinstance(value, dict):
+        return ", ".join(f"{_words(name)} {_shown(inner)}" for name, inner in value.items())
     if isinstance(value, float):
         return f"{value:,.4g}" if abs(value) < 10_000 else f"{value:,.0f}"
     if isinstance(value, list):

@@ -34,12 +34,9 @@ class Ensemble(Combined):
         super().__init__(
             [Branch(model) for model in models], name=f"{rule}({', '.join(model.name for model in models)})"
         )
-        given = [1.0] * len(models) if weights is None else list(weights)
-        if len(given) != len(models) or any(w < 0 or not math.isfinite(w) for w in given) or sum(given) == 0:
-            raise ValueError(f"weights must be {len(models)} numbers of at least 0, not all 0; got {given}")
         if rule not in ("mean", "product"):
             raise ValueError(f"rule must be 'mean' or 'product', got {rule!r}")
-        self.weights, self.rule = tuple(w / sum(given) for w in given), rule
+        self.weights, self.rule = normalised_weights(weights, len(models)), rule
 
     def combine(self, log_probs: Sequence[Tensor]) -> Tensor:
         used = [(w, said) for w, said in zip(self.weights, log_probs, strict=True) if w > 0]
@@ -49,3 +46,15 @@ class Ensemble(Combined):
 
     def _settings(self) -> object:
         return self.rule, self.weights
+
+
+def normalised_weights(weights: Sequence[float] | None, count: int) -> tuple[float, ...]:
+    """Weights of `count` models made to sum to 1, equal where none are given.
+
+    Raises:
+        ValueError: they are not that many, one is below 0 or not finite, or all are 0.
+    """
+    given = [1.0] * count if weights is None else list(weights)
+    if len(given) != count or any(w < 0 or not math.isfinite(w) for w in given) or sum(given) == 0:
+        raise ValueError(f"weights must be {count} numbers of at least 0, not all 0; got {given}")
+    return tuple(w / sum(given) for w in given)
