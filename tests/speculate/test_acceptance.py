@@ -145,6 +145,7 @@ def test_the_best_acceptance_is_the_optimum_of_transport(size: int, k: int, seed
         assert best_acceptance(p, q, 1) == pytest.approx(float(torch.minimum(p, q).sum()))
 
 
+@pytest.mark.paper("2211.17192")
 def test_one_guess_makes_all_drawn_rules_the_same() -> None:
     p, q = law(6, 11), law(6, 12)
     for number in range(200):
@@ -162,6 +163,7 @@ def test_k_sequential_selection_refuses_guesses_without_replacement() -> None:
         KSequential()(law(3, 1), Candidates([0, 1], law(3, 2)), lambda: 0.5)
 
 
+@pytest.mark.paper("2401.10774")
 def test_typical_acceptance_takes_the_first_plausible_guess() -> None:
     p = torch.tensor([0.5, 0.3, 0.15, 0.05]).double()
     bar = 0.09 * float((-torch.special.entr(p).sum()).exp())

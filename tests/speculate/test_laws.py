@@ -109,6 +109,7 @@ def speculative(drafter: Drafter, rule: Acceptance | None = None) -> Loop:
 
 
 @pytest.mark.slow
+@pytest.mark.paper("2211.17192")
 @pytest.mark.paper("2402.14160")
 @pytest.mark.paper("2410.11744")
 @pytest.mark.parametrize("shape", SHAPES)
