@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -137,6 +138,17 @@ class HFModel(LanguageModel):
             self._fingerprint = (version, fingerprint(self.model))
         return self._fingerprint[1]
 
+    @property
+    def network(self) -> Network:
+        """The forward passes, for what reads or edits activations on their way."""
+        return self._network
+
+    def over(self, network: Network) -> HFModel:
+        """This model with its passes run by another network over the same weights; all else is shared."""
+        other = copy.copy(self)
+        other._network = network
+        return other
+
     def _remember(self, batch: int) -> Memory:
         if self._visibility is not None:
             return KVMemory([0] * batch, self._visibility)
@@ -147,7 +159,8 @@ class HFModel(LanguageModel):
         network, memory = self._network, state.memory
         if isinstance(memory, ChainMemory):
             return network.next(memory.feed(tokens))
-        assert isinstance(memory, KVMemory)
+        if not isinstance(memory, KVMemory):
+            raise ValueError(f"this state was started by another model than {self.name}; call start() of this one")
         batch, n = tokens.shape
         counts = (tokens != ABSENT).sum(1).tolist()
         # Columns of a chain in which no row has a token could lie beyond the positions that the model knows.
