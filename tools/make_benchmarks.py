@@ -8,11 +8,13 @@ No figure is typed by hand: each table is one file, with the command that made i
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).resolve().parent.parent
 PAGE = ROOT / "docs" / "benchmarks.md"
+RESULTS = "https://github.com/nextoken/nextoken/blob/main/bench/results"
 
 HEAD = """<!-- Made by tools/make_benchmarks.py; a test holds it to bench/results/. -->
 
@@ -35,7 +37,10 @@ def section(name: str, result: dict[str, Any]) -> str:
     lines = ["", f"## {name.replace('_', ' ')}", "", f"```sh\n{result['command']}\n```", ""]
     if result.get("note"):
         lines += [result["note"], ""]
-    lines += [*tables(result["figures"]), "", machine(result["machine"], result["date"]), ""]
+    shown = tables(_with_intervals(result["figures"]))
+    if sum(map(len, shown)) > _LONGEST:
+        shown = [f"Too many figures for a page: they are in [{name}.json]({RESULTS}/{name}.json)."]
+    lines += [*shown, "", machine(result["machine"], result["date"]), ""]
     return "\n".join(lines)
 
 
@@ -48,36 +53,70 @@ def machine(found: dict[str, Any], date: str) -> str:
 
 _COLUMNS = 9
 """Most columns of a table that is still read at a glance."""
+_LONGEST = 10_000
+"""Most characters of the tables of one benchmark."""
 
 
-def tables(figures: Any, title: str = "") -> list[str]:
-    """Figures as tables: records become rows, single values a table of two columns.
+def tables(figures: Any) -> list[str]:
+    """Figures as tables.
 
-    A mapping of mappings is a table whose first column is the key, with `outer: inner` for what is deeper; where that
-    would be too wide each key becomes a table of its own.
+    A list of records is a table. A mapping becomes records too: what stands in it by itself is one, named by the path
+    that leads there, and those with the same entries share a table. One with more entries than fit a line is a table
+    of two columns.
     """
-    head = ["", f"**{title}**", ""] if title else []
     if isinstance(figures, list):
-        return [*head, *_table([_flat(record) if isinstance(record, dict) else {"": record} for record in figures])]
-    if figures and all(isinstance(value, dict) and value for value in figures.values()):
-        records = [{"": name, **_flat(record)} for name, record in figures.items()]
-        if len({name for record in records for name in record}) <= _COLUMNS or _is_flat(figures):
-            return [*head, *_table(records)]
-    inner = {name: value for name, value in figures.items() if _is_inner(value)}
-    single = {name: value for name, value in figures.items() if name not in inner}
-    lines = [*head, *_table([{"": _words(name), "value": value} for name, value in single.items()])] if single else []
-    for name, value in inner.items():
-        lines += tables(value, f"{title}: {_words(name)}" if title else _words(name))
-    return lines
+        return _table([_flat(record) if isinstance(record, dict) else {"": record} for record in figures])
+    alike: dict[Any, list[tuple[tuple[str, ...], Any]]] = {}
+    for path, value in _records(figures, ()):
+        wide = isinstance(value, list) or len(value) > _COLUMNS
+        alike.setdefault(path if wide else (path[:-1][:1], *value), []).append((path, value))
+    lines: list[str] = []
+    for group in alike.values():
+        shared = _shared([path for path, _ in group])
+        lines += [f"**{_words(': '.join(shared))}**", ""] if shared else []
+        if len(group) > 1:
+            lines += _table([{"": _words(": ".join(path[len(shared) :])), **value} for path, value in group])
+        elif isinstance(group[0][1], list):
+            lines += tables(group[0][1])
+        else:
+            lines += _table([{"": _words(name), "value": value} for name, value in group[0][1].items()])
+        lines.append("")
+    return lines[:-1]
+
+
+def _shared(paths: Sequence[tuple[str, ...]]) -> tuple[str, ...]:
+    """The beginning that all paths have."""
+    first = paths[0]
+    return first[: next((i for i, names in enumerate(zip(*paths, strict=False)) if len({*names}) > 1), len(first))]
+
+
+def _records(figures: dict[str, Any], path: tuple[str, ...]) -> Iterator[tuple[tuple[str, ...], Any]]:
+    """What stands by itself in each mapping, and each list of records, with the path to it."""
+    single = {name: value for name, value in figures.items() if not _is_inner(value)}
+    if single:
+        yield path, single
+    for name, value in figures.items():
+        if isinstance(value, dict) and _is_inner(value):
+            yield from _records(value, (*path, str(name)))
+        elif _is_inner(value):
+            yield (*path, str(name)), value
+
+
+def _with_intervals(figures: Any) -> Any:
+    """The figures with every estimate and its interval, {mean, low, high}, as one value."""
+    if isinstance(figures, list):
+        return [_with_intervals(value) for value in figures]
+    if not isinstance(figures, dict):
+        return figures
+    if {"low", "high"} < {*figures} and len(figures) == 3:
+        (middle,) = (value for name, value in figures.items() if name not in ("low", "high"))
+        return f"{_shown(middle)} [{_shown(figures['low'])}, {_shown(figures['high'])}]"
+    return {name: _with_intervals(value) for name, value in figures.items()}
 
 
 def _is_inner(value: Any) -> bool:
     """Whether a value is a table of its own."""
     return bool(value) and (isinstance(value, dict) or (isinstance(value, list) and isinstance(value[0], dict)))
-
-
-def _is_flat(figures: dict[str, Any]) -> bool:
-    return not any(_is_inner(value) for record in figures.values() for value in record.values())
 
 
 def _flat(record: dict[str, Any], prefix: str = "") -> dict[str, Any]:

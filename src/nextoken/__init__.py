@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from nextoken.model.base import LanguageModel
     from nextoken.model.loading import load
     from nextoken.model.table import TableModel
+    from nextoken.scores.score import score
     from nextoken.signature import Signature, compare, read
 
 __version__ = "0.1.0"
@@ -35,6 +36,7 @@ _LAZY = {
     "generate": "nextoken.decode.generate",
     "load": "nextoken.model.loading",
     "read": "nextoken.signature",
+    "score": "nextoken.scores.score",
     "stream": "nextoken.decode.generate",
 }
 
@@ -54,6 +56,7 @@ __all__ = [
     "generate",
     "load",
     "read",
+    "score",
     "stream",
 ]
 

@@ -23,6 +23,14 @@ def test_a_text_is_what_the_library_draws(run: Run) -> None:
     assert (done.code, done.out) == (0, expected + "\n")
 
 
+def test_speculation_by_name_or_by_model_keeps_greedy_text(run: Run) -> None:
+    expected = run("generate", "It was", *NANO, "--transform", "greedy", "--max-tokens", 12).out
+    for draft in ("lookup", "recycling", "nano"):
+        done = run("generate", "It was", *NANO, "--transform", "greedy", "--max-tokens", 12, "--speculate", draft)
+        assert (done.code, done.out) == (0, expected)
+    run("generate", "It was", *NANO, "--speculate", "no/such").refused("no/such")
+
+
 def test_the_prompt_may_come_from_stdin(run: Run) -> None:
     done = run("generate", "-", *NANO, "--transform", "greedy", "--max-tokens", 5, stdin=b"It was")
     assert done.out == generate("nano", "It was", transform="greedy", max_tokens=5).text + "\n"

@@ -142,3 +142,9 @@ def test_nothing_is_drawn_from_the_global_generator(run: Run) -> None:
     before = torch.get_rng_state()
     assert run("verify", "nano").code == 0
     assert torch.equal(before, torch.get_rng_state())
+
+
+def test_a_pair_is_verified(run: Run) -> None:
+    done = run("verify", "nano", "--speculate", "lookup")
+    assert done.code == 0
+    assert done.out.splitlines()[-1] == "nano says the same with lookup: 3 statements proved"

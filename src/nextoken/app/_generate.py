@@ -13,6 +13,7 @@ import typer
 from nextoken.app._complaints import complain
 from nextoken.app._loading import load_quietly
 from nextoken.app._read import check_outputs
+from nextoken.app._speculation import speculation
 from nextoken.errors import InputError
 
 if TYPE_CHECKING:
@@ -41,6 +42,10 @@ def generate(
     entropy: Annotated[
         bool, typer.Option("--entropy", help="Colour each piece by the entropy of the model's distribution.")
     ] = False,
+    speculate: Annotated[
+        str | None,
+        typer.Option("--speculate", metavar="DRAFT", help="Draft with `lookup`, `recycling` or a smaller model."),
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print the texts and their figures as JSON.")] = False,
 ) -> None:
     """Continue a text: draw tokens from the model's distribution, as the transform leaves it.
@@ -54,6 +59,7 @@ def generate(
         nextoken generate "Question: 2 + 2?" --transform greedy --stop "Question:"
         nextoken generate "The door opened" --transform "min_p(0.05) | temperature(1.5)" --entropy
         nextoken generate "Once upon a time" --signature once.parquet --html once.html
+        nextoken generate "It was the best of times," --speculate nano
     """
     text = sys.stdin.read() if prompt == "-" else prompt
     check_outputs(signature, html)
@@ -73,6 +79,7 @@ def generate(
             seed=seed,
             on_piece=show,
             entropies=entropy and streams,
+            speculate=None if speculate is None else speculation(speculate),
         )
     except ValueError as error:  # what the library refuses as misuse is bad input here
         raise InputError(str(error)) from error

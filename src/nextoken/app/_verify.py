@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Annotated
 
 import typer
 
 from nextoken.app._loading import load_quietly
+from nextoken.app._speculation import speculation
 
 
 def verify(
@@ -15,6 +17,12 @@ def verify(
     tolerance: Annotated[
         float | None,
         typer.Option("--tolerance", help="Largest difference allowed, in nats; by default by the model's precision."),
+    ] = None,
+    speculate: Annotated[
+        str | None,
+        typer.Option(
+            "--speculate", metavar="DRAFT", help="Prove instead that speculation with this draft changes nothing."
+        ),
     ] = None,
 ) -> None:
     """Prove on random token strings that a model keeps the contract that everything in nextoken stands on.
@@ -27,13 +35,14 @@ def verify(
         nextoken verify nano
         nextoken verify ./my-finetuned-model --seed 7
         nextoken verify http://localhost:8080/v1
+        nextoken verify tiny --speculate nano
     """
     source = load_quietly(model)
 
     from rich.console import Console
     from rich.text import Text
 
-    from nextoken.testing import Proof, check_language_model
+    from nextoken.testing import Proof, check_language_model, check_speculation
 
     console, proofs = Console(), []
 
@@ -43,11 +52,16 @@ def verify(
         console.print(Text(str(proof), style=style), soft_wrap=True)
 
     try:
-        check_language_model(source, seed=seed, tolerance=tolerance, on_proof=show)
+        if speculate is None:
+            check_language_model(source, seed=seed, tolerance=tolerance, on_proof=show)
+        else:
+            check_speculation(source, partial(speculation, speculate), seed=seed, on_proof=show)
     except AssertionError as error:
         failed = [proof.name for proof in proofs if not proof.holds]
         reason = ", ".join(failed) or str(error)  # a check that broke down before it had an error to weigh says why
-        console.print(Text(f"{source.name} breaks the contract: {reason}"), soft_wrap=True)
+        broken = "breaks the contract" if speculate is None else f"says otherwise with {speculate}"
+        console.print(Text(f"{source.name} {broken}: {reason}"), soft_wrap=True)
         raise typer.Exit(1) from error
     tried = sum(proof.skipped is None for proof in proofs)
-    console.print(Text(f"{source.name} keeps the contract: {tried} statements proved"), soft_wrap=True)
+    kept = "keeps the contract" if speculate is None else f"says the same with {speculate}"
+    console.print(Text(f"{source.name} {kept}: {tried} statements proved"), soft_wrap=True)

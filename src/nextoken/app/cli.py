@@ -8,10 +8,12 @@ import typer
 
 import nextoken
 from nextoken.app._complaints import Complaints
+from nextoken.app._compress import compress, decompress
 from nextoken.app._generate import generate
 from nextoken.app._methods import methods
 from nextoken.app._models import models
 from nextoken.app._read import read
+from nextoken.app._score import score
 from nextoken.app._serve import serve
 from nextoken.app._verify import verify
 
@@ -24,7 +26,7 @@ app = typer.Typer(
     rich_markup_mode="markdown",
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-for command in (read, generate, models, methods, verify, serve):
+for command in (read, score, generate, compress, decompress, models, methods, verify, serve):
     app.command()(command)
 
 

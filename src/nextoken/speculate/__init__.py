@@ -11,6 +11,7 @@ from nextoken.speculate.recycling import Recycling
 from nextoken.speculate.shapes import Branching, Chain, Dynamic, Independent, StochasticBeam
 
 __all__ = [
+    "NAMES",
     "ROOT",
     "Acceptance",
     "Branches",
@@ -37,13 +38,16 @@ __all__ = [
 ]
 
 
+NAMES: dict[str, type[Drafter]] = {"lookup": PromptLookup, "recycling": Recycling}
+"""Drafters that need no model, by the names under which `generate(..., speculate=...)` knows them."""
+
+
 def named(name: str) -> Speculation:
-    """A new speculation of this name, with default settings: `lookup` or `recycling`.
+    """A new speculation of this name, with default settings.
 
     Raises:
         ValueError: there is none of this name.
     """
-    makers = {"lookup": PromptLookup, "recycling": Recycling}
-    if name not in makers:
-        raise ValueError(f"no speculation {name!r}; there are {', '.join(makers)}")
-    return Speculation(makers[name]())
+    if name not in NAMES:
+        raise ValueError(f"no speculation {name!r}; there are {', '.join(NAMES)}")
+    return Speculation(NAMES[name]())

@@ -1,17 +1,8 @@
-"""Proofs that a model keeps the contract, for any `LanguageModel`: ours, an operator's, a user's own.
-
-    from nextoken.testing import check_language_model
-
-    for proof in check_language_model(model):
-        print(proof)
-
-The same proofs run on every model of the library's own tests and behind `nextoken verify`.
-"""
+"""Proofs that a model keeps the contract."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -19,32 +10,9 @@ from torch import Tensor
 from nextoken.head import statistics_from_logits
 from nextoken.model.base import ABSENT, LanguageModel, State, TreesNotSupported
 from nextoken.model.next import Next
+from nextoken.testing._proof import Proof
 
 _TOLERANCE = {"float64": 1e-9, "float32": 2e-4, "float16": 5e-2, "bfloat16": 2e-1}
-
-
-@dataclass(frozen=True)
-class Proof:
-    """One statement about a model, and how well it held.
-
-    `error` is the largest difference seen, in nats unless the statement says otherwise; `skipped` says why a statement
-    was not tried, else None.
-    """
-
-    name: str
-    statement: str
-    error: float = 0.0
-    tolerance: float = 0.0
-    skipped: str | None = None
-
-    @property
-    def holds(self) -> bool:
-        return self.skipped is not None or self.error <= self.tolerance
-
-    def __str__(self) -> str:
-        if self.skipped is not None:
-            return f"-  {self.name}: not tried, {self.skipped}"
-        return f"{'ok' if self.holds else 'NO'} {self.name}: {self.statement} (off by {self.error:.1e})"
 
 
 def check_language_model(
