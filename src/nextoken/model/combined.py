@@ -32,28 +32,45 @@ class Branch:
         return 0 if self.prefix is None else len(self.prefix) - 1
 
 
-class Branches(Memory):
-    """The states of all branches, kept in step."""
+class InStep(Memory):
+    """The states of several models that are fed the same tokens."""
 
-    def __init__(self, branches: Sequence[Branch], states: Sequence[State]) -> None:
-        self.branches, self.states = branches, list(states)
+    def __init__(self, states: Sequence[State]) -> None:
+        self.states = list(states)
 
     def keep(self, nodes: Sequence[Sequence[int]]) -> None:
         for state in self.states:
             state.keep(nodes)
 
     def rewind(self, lengths: Sequence[int]) -> None:
+        for state in self.states:
+            state.rewind([have - want for have, want in zip(state.lengths, lengths, strict=True)])
+
+    def fork(self, rows: Sequence[int]) -> InStep:
+        return self._with([state.fork(rows) for state in self.states])
+
+    def join(self, others: Sequence[Memory]) -> InStep:
+        columns = zip(*(other.states for other in others if isinstance(other, InStep)), strict=True)
+        return self._with([state.join(*column) for state, column in zip(self.states, columns, strict=True)])
+
+    def _with(self, states: Sequence[State]) -> InStep:
+        return InStep(states)
+
+
+class Branches(InStep):
+    """The states of branches, each of which may hold more than the text does."""
+
+    def __init__(self, branches: Sequence[Branch], states: Sequence[State]) -> None:
+        super().__init__(states)
+        self.branches = branches
+
+    def rewind(self, lengths: Sequence[int]) -> None:
         for branch, state in zip(self.branches, self.states, strict=True):
             wanted = [length + branch.surplus if length else 0 for length in lengths]
             state.rewind([have - want for have, want in zip(state.lengths, wanted, strict=True)])
 
-    def fork(self, rows: Sequence[int]) -> Branches:
-        return Branches(self.branches, [state.fork(rows) for state in self.states])
-
-    def join(self, others: Sequence[Memory]) -> Branches:
-        columns = zip(*(other.states for other in others if isinstance(other, Branches)), strict=True)
-        joined = [state.join(*column) for state, column in zip(self.states, columns, strict=True)]
-        return Branches(self.branches, joined)
+    def _with(self, states: Sequence[State]) -> Branches:
+        return Branches(self.branches, states)
 
 
 class Combined(LanguageModel):

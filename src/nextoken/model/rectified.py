@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
 from functools import cached_property
 from typing import Literal, get_args
 
@@ -12,7 +11,8 @@ from torch import Tensor
 
 from nextoken.head import Statistics, statistics_from_logits
 from nextoken.methods import method
-from nextoken.model.base import LanguageModel, Memory, State, Tokens
+from nextoken.model.base import LanguageModel, State, Tokens
+from nextoken.model.combined import InStep
 from nextoken.model.next import Next
 from nextoken.model.value import ValueModel
 
@@ -104,28 +104,6 @@ class RectifiedNext(Next):
     def _take(self, rows: Tensor, columns: Tensor) -> RectifiedNext:
         values = self.values[rows.to(self.values.device), columns.to(self.values.device)]
         return RectifiedNext(self.base._take(rows, columns), values, eps=self.eps, rule=self.rule)
-
-
-class InStep(Memory):
-    """The states of a model and of its value, fed the same tokens."""
-
-    def __init__(self, states: Sequence[State]) -> None:
-        self.states = list(states)
-
-    def keep(self, nodes: Sequence[Sequence[int]]) -> None:
-        for state in self.states:
-            state.keep(nodes)
-
-    def rewind(self, lengths: Sequence[int]) -> None:
-        for state in self.states:
-            state.rewind([have - want for have, want in zip(state.lengths, lengths, strict=True)])
-
-    def fork(self, rows: Sequence[int]) -> InStep:
-        return InStep([state.fork(rows) for state in self.states])
-
-    def join(self, others: Sequence[Memory]) -> InStep:
-        columns = zip(*(other.states for other in others if isinstance(other, InStep)), strict=True)
-        return InStep([state.join(*column) for state, column in zip(self.states, columns, strict=True)])
 
 
 @method(

@@ -14,7 +14,7 @@ from torch import Tensor
 from nextoken.head import Statistics, statistics_from_logits
 from nextoken.methods import method
 from nextoken.model.base import ABSENT, LanguageModel, State
-from nextoken.model.combined import Branch, Branches
+from nextoken.model.combined import InStep
 from nextoken.model.grounding import GroundingSpace, prefix_text
 from nextoken.model.next import Next
 
@@ -149,11 +149,11 @@ class Shaped(LanguageModel):
         # With a threshold of 0, model and values may call every token impossible between them.
         return torch.where(torch.isfinite(shaped).any(-1, keepdim=True), shaped, own)
 
-    def _remember(self, batch: int) -> Branches:
-        return Branches((Branch(self.model),), [self.model.start(batch)])
+    def _remember(self, batch: int) -> InStep:
+        return InStep([self.model.start(batch)])
 
     def _feed(self, state: State, tokens: Tensor, parents: Tensor | None) -> Next:
-        assert isinstance(state.memory, Branches)
+        assert isinstance(state.memory, InStep)
         following = self.model.extend(state.memory.states[0], tokens, parents)
         return self._following(following, state.tokens, tokens, parents)
 
