@@ -40,7 +40,9 @@ from nextoken.speculate import (
     PromptLookup,
     Recycling,
     Speculation,
+    Stand,
     StochasticBeam,
+    SuffixAutomaton,
 )
 from record import write
 
@@ -144,8 +146,10 @@ def measured(
         "nano, beam 3 x 4": lambda: Speculation(DraftModel(draft, StochasticBeam(3, 4))),
         "nano, DySpec, 12 nodes by layers": lambda: Speculation(DraftModel(draft, Dynamic(12, threshold=0.08))),
         "prompt lookup": lambda: Speculation(PromptLookup()),
+        "suffix automaton": lambda: Speculation(SuffixAutomaton()),
         "token recycling, 18 nodes": lambda: Speculation(Recycling(widths=SMALL_TREE)),
         "token recycling, 80 nodes": lambda: Speculation(Recycling()),
+        "STAND, 18 nodes": lambda: Speculation(Stand(widths=SMALL_TREE)),
     }
     speculations = {name: make() for name, make in makers.items()}
     systems: dict[str, Callable[[Sequence[int]], list[int]]] = {

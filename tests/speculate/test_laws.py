@@ -29,7 +29,9 @@ from nextoken.speculate import (
     Recursive,
     Recycling,
     Speculation,
+    Stand,
     StochasticBeam,
+    SuffixAutomaton,
     Typical,
 )
 
@@ -144,6 +146,8 @@ def test_a_wrong_law_is_noticed() -> None:
 DRAFTERS: dict[str, Callable[[], Drafter]] = {
     "lookup": lambda: PromptLookup(),
     "recycling": lambda: Recycling(k=3, widths=((3,), (2, 1), (1,))),
+    "suffix": lambda: SuffixAutomaton(),
+    "stand": lambda: Stand(),
     "chain": lambda: DraftModel(DRAFTS["good"], Chain(3)),
     "beam": lambda: DraftModel(DRAFTS["bad"], StochasticBeam(3, 3)),
 }

@@ -44,7 +44,11 @@ def generate(
     ] = False,
     speculate: Annotated[
         str | None,
-        typer.Option("--speculate", metavar="DRAFT", help="Draft with `lookup`, `recycling` or a smaller model."),
+        typer.Option(
+            "--speculate",
+            metavar="DRAFT",
+            help="Draft with `lookup`, `suffix`, `recycling`, `stand` or a smaller model.",
+        ),
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print the texts and their figures as JSON.")] = False,
 ) -> None:

@@ -9,6 +9,9 @@ from nextoken.speculate.lookup import PromptLookup
 from nextoken.speculate.loop import Speculation, SpeculativeLoop, Tally
 from nextoken.speculate.recycling import Recycling
 from nextoken.speculate.shapes import Branching, Chain, Dynamic, Independent, StochasticBeam
+from nextoken.speculate.stand import Stand
+from nextoken.speculate.suffix import SuffixAutomaton
+from nextoken.speculate.tree_template import Census, best_template
 
 __all__ = [
     "NAMES",
@@ -17,6 +20,7 @@ __all__ = [
     "Branches",
     "Branching",
     "Candidates",
+    "Census",
     "Chain",
     "Draft",
     "DraftModel",
@@ -31,23 +35,31 @@ __all__ = [
     "Row",
     "Speculation",
     "SpeculativeLoop",
+    "Stand",
     "StochasticBeam",
+    "SuffixAutomaton",
     "Tally",
     "Typical",
+    "best_template",
     "named",
 ]
 
 
-NAMES: dict[str, type[Drafter]] = {"lookup": PromptLookup, "recycling": Recycling}
+NAMES: dict[str, type[Drafter]] = {
+    "lookup": PromptLookup,
+    "recycling": Recycling,
+    "stand": Stand,
+    "suffix": SuffixAutomaton,
+}
 """Drafters that need no model, by the names under which `generate(..., speculate=...)` knows them."""
 
 
 def named(name: str) -> Speculation:
-    """A new speculation of this name, with default settings.
+    """A new speculation of this name, with default settings; its guesses are followed, so that seeds fix texts.
 
     Raises:
         ValueError: there is none of this name.
     """
     if name not in NAMES:
         raise ValueError(f"no speculation {name!r}; there are {', '.join(NAMES)}")
-    return Speculation(NAMES[name]())
+    return Speculation(NAMES[name](), Follow())
