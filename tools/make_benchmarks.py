@@ -60,12 +60,19 @@ _LONGEST = 10_000
 def tables(figures: Any) -> list[str]:
     """Figures as tables.
 
-    A list of records is a table. A mapping becomes records too: what stands in it by itself is one, named by the path
-    that leads there, and those with the same entries share a table. One with more entries than fit a line is a table
-    of two columns.
+    A list of records is a table, and so is a mapping of mappings whose first column is the key, deeper ones becoming
+    columns `outer: inner`, if it fits a line. Any other mapping becomes records: what stands in it by itself is one,
+    named by the path that leads there, and those with the same entries share a table. One with more entries than fit a
+    line is a table of two columns.
     """
     if isinstance(figures, list):
         return _table([_flat(record) if isinstance(record, dict) else {"": record} for record in figures])
+    if figures and all(isinstance(value, dict) for value in figures.values()):
+        rows = [{"": name, **_flat(record)} for name, record in figures.items()]
+        if len({name for row in rows for name in row}) <= _COLUMNS and not any(
+            _is_inner(v) for r in rows for v in r.values()
+        ):
+            return _table(rows)
     alike: dict[Any, list[tuple[tuple[str, ...], Any]]] = {}
     for path, value in _records(figures, ()):
         wide = isinstance(value, list) or len(value) > _COLUMNS
