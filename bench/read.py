@@ -189,7 +189,7 @@ def inside(spec: str, path: str, tokens: int, shards: bool) -> None:
     text = model.vocab.decode_text(model.vocab.encode(whole).ids[:tokens])
     # What is needed once, whatever the length: threads, buffers of the allocator, all of a batch.
     nextoken.read(model, [whole[: 5 * 8192 * 2]], progress=False)
-    # The peak that getrusage tells is inherited from the process that started this one; that of the kernel can be reset.
+    # The peak that getrusage tells is inherited from the parent process; that of the kernel can be reset.
     Path("/proc/self/clear_refs").write_text("5")
     before = resident("VmRSS")
     with tempfile.TemporaryDirectory() as folder:

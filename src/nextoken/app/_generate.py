@@ -47,7 +47,7 @@ def generate(
         typer.Option(
             "--speculate",
             metavar="DRAFT",
-            help="Draft with `lookup`, `suffix`, `recycling`, `stand` or a smaller model.",
+            help="Draft with lookup, suffix, recycling, stand, or a model.",
         ),
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print the texts and their figures as JSON.")] = False,
