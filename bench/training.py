@@ -178,7 +178,7 @@ def _fit(
     torch.set_num_threads(threads)
     network.train()
     try:
-        for step, chosen in zip(range(steps), _batches(lengths, batch, seed), strict=False):
+        for step, chosen in zip(range(steps), _batches(len(rows), batch, seed), strict=False):
             end = int(lengths[chosen].max())
             logits = network(input_ids=ids[chosen, : end - 1], use_cache=False).logits
             nats = F.cross_entropy(logits.flatten(0, 1), targets[chosen, 1:end].flatten(), reduction="sum")
@@ -195,13 +195,12 @@ def _fit(
         torch.set_num_threads(before)
 
 
-def _batches(lengths: torch.Tensor, size: int, seed: int) -> Iterator[torch.Tensor]:
-    """Indices of the texts of each batch, without end: near lengths together, in random order."""
+def _batches(count: int, size: int, seed: int) -> Iterator[torch.Tensor]:
+    """Indices of the texts of each batch, without end, every epoch in an order of its own.
+
+    Texts of like length are not put together, though it would save padding: with a mean per batch, the tokens of short
+    texts would then weigh more than those of long ones.
+    """
     generator = torch.Generator().manual_seed(seed)
     while True:
-        order = torch.randperm(len(lengths), generator=generator)
-        # Sorted within runs of 16 batches only, so that a batch holds other texts in every epoch.
-        runs = [run[lengths[run].argsort(stable=True)] for run in order.split(16 * size)]
-        batches = torch.cat(runs).split(size)
-        for number in torch.randperm(len(batches), generator=generator).tolist():
-            yield batches[number]
+        yield from torch.randperm(count, generator=generator).split(size)
