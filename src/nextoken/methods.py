@@ -76,6 +76,11 @@ def method(
     return register
 
 
+def is_registered(name: str) -> bool:
+    """Whether a method of this name is known so far, from the rooms that were imported."""
+    return name in _REGISTRY
+
+
 def all_methods() -> tuple[Method, ...]:
     """Every registered method, ordered by room and name. Imports all rooms, hence torch."""
     package = importlib.import_module("nextoken")

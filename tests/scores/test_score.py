@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import sys
 
 import numpy as np
 import pytest
@@ -200,3 +201,16 @@ def test_answers_are_compared_once() -> None:
     assert seen[2:] == [["aa", "abc"], ["abc"]]
     with pytest.raises(ValueError, match="give one per pair"):
         samples.compared(lambda a, b: np.zeros(len(a)))
+
+
+def test_a_score_of_ones_own_is_no_method_of_the_library(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys.modules["nextoken.scores.score"], "_SCORES", {})
+
+    @register("my_own", columns=("logprob",), high="surprising", summary="surprisal of the least expected token")
+    def my_own(given: Given) -> np.ndarray:
+        return -given.rows.min(given.rows["logprob"])
+
+    signature = nextoken.read(TableModel.random(3, seed=1), ["abca", "b"])
+    expected = [-signature[i].column("logprob").min() for i in range(2)]
+    np.testing.assert_allclose(nextoken.score(signature, "my_own"), expected)
+    assert "my_own" not in {entry.name for entry in nextoken.all_methods()}

@@ -18,7 +18,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from nextoken.methods import Access, method
+from nextoken.methods import Access, is_registered, method
 from nextoken.scores.rows import Rows
 from nextoken.scores.samples import Samples
 from nextoken.signature.signature import Signature
@@ -151,7 +151,7 @@ def register(
     arxiv: str | None = None,
     access: Access = "gray",
 ) -> Callable[[Function], Function]:
-    """Register the decorated function as a score and as a method; it is returned unchanged.
+    """Register the decorated function as a score; it is returned unchanged. Those of the library are methods, too.
 
     Raises:
         ValueError: another function is registered under the name.
@@ -162,7 +162,10 @@ def register(
         known = _SCORES.get(name)
         if known is not None and known.function.__module__ != function.__module__:
             raise ValueError(f"score {name!r} is registered in {known.function.__module__} already")
-        method(name=name, access=access, summary=summary, arxiv=arxiv)(function)
+        if function.__module__.startswith("nextoken."):
+            method(name=name, access=access, summary=summary, arxiv=arxiv)(function)
+        elif is_registered(name):
+            raise ValueError(f"{name!r} is registered in the library already: choose another name")
         _SCORES[name] = entry
         return function
 
