@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
+from typing import Any
 
 import numpy as np
 import pytest
@@ -119,3 +120,11 @@ def test_misuse_is_refused() -> None:
         Caution(low=1.0, high=1.0)
     with pytest.raises(ValueError, match="flips coins"):
         cautious(model, "", transform="xtc(0.5, 0.1)")
+
+
+@pytest.mark.parametrize(
+    "settings", [{"rule": "warped"}, {"score": "warped"}, {"max_trial_tokens": 0}, {"low": 2.0}, {"most": 0}]
+)
+def test_settings_out_of_range(settings: dict[str, Any]) -> None:
+    with pytest.raises(ValueError):
+        Caution(**settings)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable, Sequence
 
 import pytest
 import torch
@@ -181,3 +182,83 @@ def test_digests_tell_settings_apart() -> None:
     digests = {m.digest for m in OPERATORS} | {Guided(EXPERT, "abc", negative="d", scale=1.6).digest}
     assert len(digests) == len(OPERATORS) + 1
     assert math.isfinite(after(OPERATORS[0], "a").exp().sum())
+
+
+@pytest.mark.paper("2210.15097")
+def test_the_amateurs_temperature_flattens_it() -> None:
+    p, q = row(EXPERT, "ab").exp(), (row(AMATEUR, "ab") / 2.0).softmax(-1)
+    weights = torch.where(p > 0, p / q, 0.0)
+    said = after(Contrastive(EXPERT, AMATEUR, alpha=0.0, temperature=2.0), "ab").exp()
+    torch.testing.assert_close(said, weights / weights.sum())
+
+
+@pytest.mark.paper("2210.15097")
+def test_what_only_the_amateur_calls_impossible_gets_no_infinite_score() -> None:
+    said = after(Contrastive(EXPERT, SPARSE, alpha=0.0), "ab")
+    assert bool(torch.isfinite(said[:4]).all()) or float(said.exp().sum()) == pytest.approx(1.0)
+    assert not bool(said.isnan().any())
+
+
+@pytest.mark.paper("2409.05923")
+def test_uscd_keeps_what_has_a_share_of_the_uniform_probability() -> None:
+    model = Selective(EXPERT, "abca", lame="a", weight=0.5, collision=1.0, kappa=0.8)
+    p, n = row(EXPERT, "abcab").exp(), row(EXPERT, "ab").exp()
+    kept = (p - 0.5 * n).clamp(min=0.0) * (p >= 0.8 / len(p))
+    torch.testing.assert_close(after(model, "b").exp(), kept / kept.sum())
+
+
+@pytest.mark.paper("2405.17821")
+def test_ritual_adds_the_mean_of_its_views() -> None:
+    model = Complemented(EXPERT, "ab", views=["ba", "bba"], alpha=2.0, beta=0.0)
+    p, one, two = (row(EXPERT, prompt + "c").exp() for prompt in ("ab", "ba", "bba"))
+    weights = p * one * two
+    torch.testing.assert_close(after(model, "c").exp(), weights / weights.sum())
+
+
+def test_only_what_is_asked_for_is_combined() -> None:
+    seen: list[int] = []
+
+    class Counting(Ensemble):
+        def combine(self, log_probs: Sequence[Tensor]) -> Tensor:
+            seen.append(log_probs[0].shape[0] * log_probs[0].shape[1])
+            return super().combine(log_probs)
+
+    model = Counting([EXPERT, AMATEUR])
+    following = model.predict([[BOS, 0, 1, 2, 3, 0, 1]])
+    assert seen == []
+    following[0, -1].log_probs()
+    assert seen == [1]
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda: Guided(EXPERT, "a", scale=math.nan),
+        lambda: Guided(EXPERT, "a", scale=math.inf),
+        lambda: Contrastive(EXPERT, AMATEUR, beta=math.nan),
+        lambda: Contrastive(EXPERT, AMATEUR, temperature=math.nan),
+        lambda: Complemented(EXPERT, "a", views=["b"], alpha=-2.0),
+        lambda: Complemented(EXPERT, "a", views=["b"], alpha=math.nan),
+        lambda: Selective(EXPERT, "a", lame="b", kappa=-1.0),
+        lambda: Selective(EXPERT, "a", lame="b", collision=2.0),
+    ],
+)
+def test_settings_out_of_range(make: Callable[[], LanguageModel]) -> None:
+    with pytest.raises(ValueError):
+        make()
+
+
+def test_a_prefix_must_leave_room() -> None:
+    short = TableModel.random(4, order=1, seed=1)
+    short.context_length = 3
+    with pytest.raises(ValueError, match="fills the context"):
+        Guided(short, "abcd")
+
+
+def test_what_is_made_of_an_unknown_model_is_unknown() -> None:
+    class Nameless(TableModel):
+        digest = ""  # type: ignore[assignment]
+
+    unknown = Nameless.random(4, order=1, seed=1)
+    assert Ensemble([EXPERT, unknown]).digest == ""
+    assert Ensemble([EXPERT, AMATEUR]).digest not in ("", Ensemble([AMATEUR, EXPERT]).digest)

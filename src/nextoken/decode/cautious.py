@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Literal
 
 import torch
@@ -18,6 +19,7 @@ from nextoken.decode.request import Finish, Request, Running
 from nextoken.decode.transform import Chain, Transform, normalise
 from nextoken.methods import method
 from nextoken.model.base import LanguageModel, State
+from nextoken.model.loading import load
 
 MARKS = ".,\n?!:;)]}"
 _AROUND = " \"'\u201c\u201d\u2018\u2019"
@@ -50,6 +52,12 @@ class Caution:
     def __post_init__(self) -> None:
         if not self.low < self.high or self.most < 1:
             raise ValueError(f"caution needs low < high and most >= 1, got {self.low}, {self.high} and {self.most}")
+        if self.rule not in ("paper", "code") or self.score not in ("drawn", "model"):
+            raise ValueError(
+                f"rule must be 'paper' or 'code' and score 'drawn' or 'model', got {self.rule!r} and {self.score!r}"
+            )
+        if self.max_trial_tokens is not None and self.max_trial_tokens < 1:
+            raise ValueError(f"max_trial_tokens must be at least 1, got {self.max_trial_tokens}")
 
     def trials(self, entropy: float) -> int:
         """How many trials at this entropy."""
@@ -72,7 +80,7 @@ class Caution:
 )
 @torch.no_grad()
 def cautious(
-    model: LanguageModel,
+    model: LanguageModel | str | Path,
     prompt: Prompt,
     *,
     transform: Transform | str | None = None,
@@ -98,7 +106,7 @@ def cautious(
     Source: Wang et al., arXiv:2507.03038. Where the released code takes the first token id of each mark, trials here
     end by the text of a token, so that tokens such as ".\\n" end them too.
     """
-    care = caution or Caution()
+    model, care = load(model), caution or Caution()
     rule = parsed(transform) if isinstance(transform, str) else transform or Chain()
     if rule.is_random:
         raise ValueError("how sure the model is depends on the transform, and this one flips coins: leave it out")
@@ -146,20 +154,20 @@ def _best(
     active, rows = list(range(len(trials))), state.fork([0] * len(trials))
     logits = logits.expand(len(trials), -1)
     while active:
-        own = torch.log_softmax(logits.float(), -1)
+        own = torch.log_softmax(logits.float(), -1) if care.score == "model" else None
         tokens, spent = draw(logits, [trials[i] for i in active], model)
         going = []
         for place, (i, token, surprisal) in enumerate(zip(active, tokens, spent, strict=True)):
             trials[i].tokens.append(token)
             trials[i].surprisals.append(surprisal)
-            scored[i].append(surprisal if care.score == "drawn" else -float(own[place, token]))
+            scored[i].append(surprisal if own is None else -float(own[place, token]))
             long = care.max_trial_tokens is not None and len(trials[i].tokens) - begun >= care.max_trial_tokens
             ended = care.ends(model.vocab.token_bytes[token]) or _over(model, trials[i])
             if not (ended or long or len(trials[i].tokens) >= most):
                 going.append(place)
         active = [active[place] for place in going]
         if active:
-            rows = rows.fork(going)
+            rows = rows if len(going) == len(tokens) else rows.fork(going)
             logits = model.extend(rows, [[trials[i].tokens[-1]] for i in active]).logits()[:, -1]
     # exp is monotone, so the mean surprisal orders as the perplexity does.
     best = min(range(len(trials)), key=lambda i: math.fsum(scored[i]) / len(scored[i]))

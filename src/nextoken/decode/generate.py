@@ -90,7 +90,9 @@ def generate(
         stop: texts that end the output, matched on bytes across tokens; not part of it.
         n: texts per prompt; they share the work of reading it.
         seed: equal seeds give equal tokens, whatever else is generated at the same time; None draws one, which the
-            result's `request.seed` tells. The i-th of n texts uses a seed derived from it and i.
+            result's `request.seed` tells. The i-th of n texts uses a seed derived from it and i. The prompts of a call
+            share it, so that a text is the same alone and in a list: for texts of different prompts that are to be
+            independent, call once per prompt with seeds of their own.
         ignore_eos: go on after an end token.
         max_rows: most sequences at work at once.
         speculate: how to draw several tokens per pass of the model without a change of their law, a

@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import hashlib
 from abc import abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
+from nextoken.head import Statistics
 from nextoken.model.base import ABSENT, LanguageModel, Memory, State
 from nextoken.model.next import DenseNext, Next
+
+_ENTRIES = 1 << 22
+"""Log-probabilities of each branch held at once for statistics."""
 
 
 @dataclass(frozen=True)
@@ -108,6 +112,9 @@ class Combined(LanguageModel):
         self.name, self.vocab = name, main.vocab
         limits = [b.model.context_length - b.surplus for b in branches if b.model.context_length is not None]
         self.context_length = min(limits, default=None)
+        if self.context_length is not None and self.context_length < 1:
+            longest = max(len(branch.prefix or ()) for branch in branches)
+            raise ValueError(f"a prefix of {longest} tokens fills the context of {main.name}: shorten it")
         self.supports_trees = all(branch.model.supports_trees for branch in branches)
 
     @property
@@ -116,6 +123,8 @@ class Combined(LanguageModel):
 
     @property
     def digest(self) -> str:
+        if not all(branch.model.digest for branch in self.branches):
+            return ""
         parts = [(branch.model.digest, branch.prefix) for branch in self.branches]
         return hashlib.sha256(repr((type(self).__name__, parts, self._settings())).encode()).hexdigest()[:16]
 
@@ -137,23 +146,63 @@ class Combined(LanguageModel):
         if any(branch.prefix is not None for branch in self.branches) and (
             (parents is not None and begun) or any(int(tokens[row, 0]) != self.vocab.bos_id for row in begun)
         ):
-            raise ValueError(f"{self.name} reads texts from their begin token, fed as a chain: feed it first")
+            raise ValueError(
+                f"{self.name} reads texts from their begin token, fed as a chain: feed it first (a text longer than "
+                "the context cannot be read in windows, for later ones begin in its middle)"
+            )
         said = [
             self._branch(branch, inner, begun, tokens, parents)
             for branch, inner in zip(self.branches, memory.states, strict=True)
         ]
-        return DenseNext(self.combine(said))
+        return CombinedNext(said, self.combine)
 
     def _branch(
         self, branch: Branch, inner: State, begun: Sequence[int], tokens: Tensor, parents: Tensor | None
-    ) -> Tensor:
-        """Feed one branch and return its log-probabilities at the given tokens; the texts of rows `begun` begin now."""
+    ) -> Next:
+        """Feed one branch and return what it says at the given tokens; the texts of rows `begun` begin now."""
         if branch.prefix is None or not begun:
-            return branch.model.extend(inner, tokens, parents).log_probs()
+            return branch.model.extend(inner, tokens, parents)
         rows = [[*branch.prefix, *row[1:]] if number in begun else row for number, row in enumerate(tokens.tolist())]
         width = max(map(len, rows))
         padded = torch.tensor([[*row, *[ABSENT] * (width - len(row))] for row in rows])
-        said = branch.model.extend(inner, padded).log_probs()
+        said = branch.model.extend(inner, padded)
         shift = torch.tensor([branch.surplus if number in begun else 0 for number in range(len(rows))])
-        columns = (shift[:, None] + torch.arange(tokens.shape[1])).to(said.device)
-        return torch.gather(said, 1, columns[..., None].expand(-1, -1, said.shape[-1]))
+        columns = shift[:, None] + torch.arange(tokens.shape[1])
+        return said._take(torch.arange(len(rows))[:, None].expand_as(columns), columns)
+
+
+class CombinedNext(Next):
+    """softmax(combine(log p_1, ..., log p_m)), computed when asked for and only for what is asked.
+
+    Args:
+        parts: the Next of each branch, all of one shape.
+        combine: scores [B, n, V] from the log-probabilities of each.
+    """
+
+    def __init__(self, parts: Sequence[Next], combine: Callable[[Sequence[Tensor]], Tensor]) -> None:
+        self.parts, self._combine = tuple(parts), combine
+        self.shape, self.vocab_size = parts[0].shape, parts[0].vocab_size
+
+    def logits(self) -> Tensor:
+        return self._combine([part.log_probs() for part in self.parts])
+
+    def log_probs(self) -> Tensor:
+        return DenseNext(self.logits()).log_probs()
+
+    def statistics(self, targets: Tensor | None = None, *, top: int = 0) -> Statistics:
+        batch, n = self.shape
+        rows, columns = torch.meshgrid(torch.arange(batch), torch.arange(n), indexing="ij")
+        flat = self._take(rows.reshape(-1, 1), columns.reshape(-1, 1))
+        wanted = None if targets is None else targets.reshape(-1, 1)
+        # Some distributions at a time: all of a long text over a large vocabulary would not fit into memory.
+        size = max(1, _ENTRIES // self.vocab_size)
+        parts = [
+            DenseNext(flat[begin : begin + size].logits()).statistics(
+                None if wanted is None else wanted[begin : begin + size], top=top
+            )
+            for begin in range(0, batch * n, size)
+        ]
+        return Statistics.concat(parts).reshape(batch, n)
+
+    def _take(self, rows: Tensor, columns: Tensor) -> CombinedNext:
+        return CombinedNext([part._take(rows, columns) for part in self.parts], self._combine)

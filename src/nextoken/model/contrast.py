@@ -32,6 +32,12 @@ def _weighted(log_probs: Tensor, weight: float) -> Tensor:
     return torch.zeros_like(log_probs) if weight == 0 else weight * log_probs
 
 
+def _check_finite(**settings: float) -> None:
+    for name, value in settings.items():
+        if not math.isfinite(value):
+            raise ValueError(f"{name} must be a number, got {value}")
+
+
 def _check_share(name: str, value: float) -> None:
     if not 0 <= value <= 1:
         raise ValueError(f"{name} must be from 0 to 1, got {value}")
@@ -67,6 +73,7 @@ class Contrastive(Combined):
         temperature: float = 1.0,
     ) -> None:
         _check_share("alpha", alpha)
+        _check_finite(temperature=temperature, beta=0.0 if beta is None else beta)
         if temperature <= 0:
             raise ValueError(f"temperature must be above 0, got {temperature}")
         super().__init__([Branch(expert), Branch(amateur)], name=f"contrastive({expert.name}, {amateur.name})")
@@ -102,6 +109,7 @@ class Guided(Combined):
     """
 
     def __init__(self, model: LanguageModel, prompt: str, *, negative: str = "", scale: float = 1.5) -> None:
+        _check_finite(scale=scale)
         branches = [Branch(model, _prefix(model, prompt)), Branch(model, _prefix(model, negative))]
         super().__init__(branches, name=f"guided({model.name})")
         self.scale = scale
@@ -140,7 +148,7 @@ class Selective(Combined):
         lame: the same without its examples.
         weight: w in (0, 1), 0.7 in the released runs.
         collision: gate; above it the model is sure.
-        std_threshold: theta, in place of `collision`.
+        std_threshold: theta; if given, `collision` plays no part.
         kappa: of the plausible set.
 
     Source: Wang et al., arXiv:2409.05923, and its released code.
@@ -159,6 +167,10 @@ class Selective(Combined):
     ) -> None:
         if not 0 <= weight < 1:
             raise ValueError(f"weight must be at least 0 and below 1, got {weight}")
+        _check_share("collision", collision)
+        _check_finite(kappa=kappa, std_threshold=0.0 if std_threshold is None else std_threshold)
+        if kappa < 0:
+            raise ValueError(f"kappa must be at least 0, got {kappa}")
         branches = [Branch(model, _prefix(model, prompt)), Branch(model, _prefix(model, lame))]
         super().__init__(branches, name=f"uscd({model.name})")
         size = model.vocab.size
@@ -171,7 +183,7 @@ class Selective(Combined):
         sure = p.square().sum(-1, keepdim=True) > self.collision
         difference = (p - self.weight * n).clamp(min=0.0)
         contrast = difference.log().masked_fill(p < self.kappa / p.shape[-1], _REMOVED)
-        # A token with p >= n always survives the difference, but perhaps not kappa: then the model's best one stays.
+        # A token with p >= n always survives the difference, but perhaps not kappa: then the model is left as it is.
         empty = (contrast == _REMOVED).all(-1, keepdim=True)
         return torch.where(sure | empty, full, contrast)
 
@@ -206,6 +218,8 @@ class Complemented(Combined):
         normalised: bool = False,
     ) -> None:
         _check_share("beta", beta)
+        if not (math.isfinite(alpha) and alpha >= 0):
+            raise ValueError(f"alpha must be at least 0, got {alpha}")
         if not views:
             raise ValueError("views needs at least one text of the prompt's meaning")
         branches = [Branch(model, _prefix(model, text)) for text in (prompt, *views)]
@@ -216,7 +230,7 @@ class Complemented(Combined):
         own, *views = log_probs
         scores = own + _weighted(torch.stack(views).mean(0), self.alpha)
         scores = scores / (1 + self.alpha) if self.normalised else scores
-        # The model's best token stays even where every view calls it impossible.
+        # Where the views leave no token possible, or none that is plausible, the model is left as it is.
         fallback = torch.where(torch.isfinite(scores).any(-1, keepdim=True), scores, own)
         masked = fallback.masked_fill(~_plausible(own, self.beta), _REMOVED)
         return torch.where(torch.isfinite(masked).any(-1, keepdim=True), masked, own)
