@@ -73,14 +73,16 @@ def score(
     other = None if reference is None else load_quietly(reference)
 
     import nextoken
-    from nextoken.scores import MissingInput, table
+    from nextoken.scores import MissingInput, find, table
 
     against = other if other is not None and other.vocab.digest == reader.vocab.digest else None
     data, names = [one.data for one in texts], [one.name for one in texts]
     progress = False if as_json else None
     signature = nextoken.read(reader, data, names=names, against=against, progress=progress)
-    beside = None if other is None else nextoken.read(other, data, names=names, progress=progress)
     try:
+        # What compares distributions is in the first reading; a second one is for scores of the other model's own.
+        wanted = chosen == "all" or any("reference" in find(name).needs for name in chosen)
+        beside = nextoken.read(other, data, names=names, progress=progress) if other is not None and wanted else None
         found = table(signature, chosen, reference=beside)
     except MissingInput as error:
         advice = "" if reference is not None else "; a second model is named with --reference"

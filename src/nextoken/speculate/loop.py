@@ -162,13 +162,15 @@ class SpeculativeLoop(Loop):
         Returns:
             The pieces in the order drawn, and the nodes accepted of each row.
         """
-        logits = said.logits()
         pieces: list[Piece] = []
         accepted: list[list[int]] = [[] for _ in draft.rows]
         at = dict.fromkeys(range(len(draft.rows)), ROOT)
         while at:
-            walking = list(at)
-            here = logits[walking, [at[index] + 1 for index in walking]]
+            # In the order of the rows, one node of each: logits of nodes that are not reached are never computed.
+            walking = sorted(at)
+            reached = torch.zeros(said.shape, dtype=torch.bool)
+            reached[walking, [at[index] + 1 for index in walking]] = True
+            here = said[reached].logits()[:, 0]
             following: dict[int, int] = {}
             steps = zip(walking, self._laws([self._rows[i] for i in walking], here), self._said(here), strict=True)
             for index, law, entropy in steps:
