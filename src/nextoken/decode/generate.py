@@ -96,7 +96,7 @@ def generate(
         ignore_eos: go on after an end token.
         max_rows: most sequences at work at once.
         speculate: how to draw several tokens per pass of the model without a change of their law, a
-            `nextoken.speculate.Speculation`; or the name of one, such as "auto".
+            `nextoken.speculate.Speculation`; or the name of one of `nextoken.speculate.NAMES`.
         on_piece: called with every piece as it is drawn; its `ticket` counts the texts in the order they are returned.
         entropies: whether pieces tell the entropy of the model's distribution.
 
