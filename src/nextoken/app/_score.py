@@ -123,15 +123,10 @@ def _write(path: Path, names: Sequence[str], found: Mapping[str, np.ndarray]) ->
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    from nextoken.signature.output import begun, writing
+    from nextoken.signature.output import written
 
-    with writing(path):
-        temporary = begun(path)
-        try:
-            pq.write_table(pa.table({"text": list(names), **found}), temporary)
-            temporary.replace(path)
-        finally:
-            temporary.unlink(missing_ok=True)
+    with written(path) as file:
+        pq.write_table(pa.table({"text": list(names), **found}), file)
 
 
 def _print(names: Sequence[str], found: Mapping[str, np.ndarray]) -> None:

@@ -21,8 +21,7 @@ from scipy.special import expit, log_expit, logsumexp, softmax
 
 from nextoken.errors import InputError
 from nextoken.methods import method
-from nextoken.scores._written import written
-from nextoken.signature.output import writing
+from nextoken.signature.output import writing, written
 
 _KINDS: dict[str, type[Calibrator]] = {}
 

@@ -22,7 +22,7 @@ from nextoken.methods import method
 from nextoken.scores._coding import Report, decoded, encoded
 from nextoken.scores._container import Header, read_round, write_round
 from nextoken.scores._pieces import BREAKS, rounds
-from nextoken.scores._written import written
+from nextoken.signature.output import written
 from nextoken.signature.window import checked_overlap
 
 if TYPE_CHECKING:

@@ -7,6 +7,7 @@ import secrets
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import BinaryIO
 
 from nextoken.errors import OutputError
 
@@ -35,8 +36,26 @@ def begun(target: Path) -> Path:
     return temporary
 
 
+@contextmanager
+def written(path: str | Path) -> Iterator[BinaryIO]:
+    """A file to write to, which takes the name `path` when all is written and is removed if anything fails.
+
+    Raises:
+        OutputError: it cannot be written.
+    """
+    target = Path(path)
+    with writing(target):
+        temporary = begun(target)
+        try:
+            with temporary.open("wb") as out:
+                yield out
+            os.replace(temporary, target)
+        finally:
+            temporary.unlink(missing_ok=True)
+
+
 def write_text(path: str | Path, text: str) -> None:
-    """Write a whole text file.
+    """Write a whole text file in UTF-8.
 
     Raises:
         OutputError: it cannot be written.
