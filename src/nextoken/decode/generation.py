@@ -70,6 +70,7 @@ class Generation:
                 outputs=[output[:step]],
                 surprisals=[self.surprisals[:step]],
                 uniform=torch.tensor(self.coins[step : step + 1], dtype=torch.float64) if self.coins else None,
+                seeds=[self.request.seed],
                 vocab=self.model.vocab,
             )
             scores.append(normalise(self.request.transform(logits[step : step + 1], context)))

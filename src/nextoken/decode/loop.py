@@ -225,6 +225,7 @@ def context_of(rows: Sequence[Running], model: LanguageModel, transform: Transfo
         outputs=[row.tokens for row in rows],
         surprisals=[row.surprisals for row in rows],
         uniform=coins,
+        seeds=[row.request.seed for row in rows],
         vocab=model.vocab,
     )
 

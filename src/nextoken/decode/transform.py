@@ -36,6 +36,8 @@ class Context:
     """-log p in nats of each output token under the distribution it was drawn from."""
     uniform: Tensor | None = None
     """A number in [0, 1) per row [B] for transforms that flip a coin."""
+    seeds: Sequence[int] = ()
+    """The seed of each row's request, for what is drawn once per text; empty where rows have none (searches)."""
     vocab: Vocab | None = None
 
     def history(self, row: int) -> list[int]:

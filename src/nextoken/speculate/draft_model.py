@@ -175,5 +175,6 @@ class DraftModel(Drafter):
                 for (row, growth, _), path in zip(nodes, paths, strict=True)
             ],
             uniform=torch.stack(coins) if is_random else None,
+            seeds=[row.running.request.seed for row, _, _ in nodes],
             vocab=self.model.vocab,
         )
