@@ -48,6 +48,9 @@ def score(
         bool, typer.Option("--list", help="List the scores, what each needs and which way it points.")
     ] = False,
     parquet: Annotated[Path | None, typer.Option("--parquet", metavar="FILE", help="Write a row per text.")] = None,
+    report: Annotated[
+        Path | None, typer.Option("--report", metavar="FILE", help="Write a page to look at, complete in one file.")
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print the scores as JSON, and nothing else.")] = False,
     strict: Annotated[bool, typer.Option("--strict", help="Refuse texts with bytes that are not UTF-8.")] = False,
 ) -> None:
@@ -60,14 +63,14 @@ def score(
         nextoken score essay.txt
         nextoken score a.txt b.txt --scores perplexity,min_k_plus_plus,fast_detectgpt
         nextoken score essay.txt --reference nano --scores binoculars --json
-        nextoken score corpus/*.txt --parquet scores.parquet
+        nextoken score corpus/*.txt --parquet scores.parquet --report scores.html
         nextoken score --list
     """
     if show:
         _list(as_json=as_json)
         return
     texts = gather(files or [], text or [], strict=strict)
-    check_outputs(parquet)
+    check_outputs(parquet, report)
     chosen = _chosen(scores)
     reader = load_quietly(model)
     other = None if reference is None else load_quietly(reference)
@@ -91,12 +94,19 @@ def score(
         raise InputError(str(error)) from error
     if parquet is not None:
         _write(parquet, names, found)
+    if report is not None:
+        from nextoken.scores.report import report as page
+        from nextoken.signature.output import written
+
+        with written(report) as file:
+            file.write(page(signature, found).encode())
     if as_json:
         typer.echo(json.dumps(_records(names, found), indent=2, ensure_ascii=False, allow_nan=False))
         return
     _print(names, found)
-    if parquet is not None:
-        complain(f"wrote {parquet}")
+    for output in (parquet, report):
+        if output is not None:
+            complain(f"wrote {output}")
 
 
 def _chosen(names: str) -> list[str] | Literal["all"]:

@@ -7,9 +7,12 @@ from typing import Annotated
 import typer
 
 import nextoken
+from nextoken.app._compare import compare
 from nextoken.app._complaints import Complaints
 from nextoken.app._compress import compress, decompress
+from nextoken.app._detect import detect
 from nextoken.app._generate import generate
+from nextoken.app._membership import membership
 from nextoken.app._methods import methods
 from nextoken.app._models import models
 from nextoken.app._read import read
@@ -26,7 +29,21 @@ app = typer.Typer(
     rich_markup_mode="markdown",
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-for command in (read, score, generate, compress, decompress, models, methods, verify, serve):
+COMMANDS = (
+    read,
+    score,
+    detect,
+    membership,
+    compare,
+    generate,
+    compress,
+    decompress,
+    models,
+    methods,
+    verify,
+    serve,
+)
+for command in COMMANDS:
     app.command()(command)
 
 
