@@ -5,11 +5,16 @@ from nextoken.decode.cautious import Caution, cautious
 from nextoken.decode.generate import generate, stream
 from nextoken.decode.generation import Generation
 from nextoken.decode.loop import Loop
+from nextoken.decode.mixtures import DirichletMixture, NoisySoft, SoftThinking, TokenMixture
+from nextoken.decode.noise import DirichletNoise, GumbelNoise
 from nextoken.decode.parsing import TRANSFORMS, transform
 from nextoken.decode.penalty import DRY, FrequencyPenalty, NoRepeatNgram, PresencePenalty, RepetitionPenalty
 from nextoken.decode.request import Piece, Request
 from nextoken.decode.scaling import DynamicTemperature, Greedy, LogitBias, Temperature
 from nextoken.decode.search import WithoutReplacement, beam_search, stochastic_beam_search
+from nextoken.decode.soft_thinking import think
+from nextoken.decode.thinking import ColdStop
+from nextoken.decode.thought import Thought
 from nextoken.decode.transform import Chain, Context, EmptyDistribution, Transform
 from nextoken.decode.truncation import XTC, Epsilon, Eta, MinP, TopK, TopNSigma, TopP, Typical
 
@@ -19,7 +24,10 @@ __all__ = [
     "XTC",
     "Caution",
     "Chain",
+    "ColdStop",
     "Context",
+    "DirichletMixture",
+    "DirichletNoise",
     "DynamicTemperature",
     "EmptyDistribution",
     "EntropyVarentropy",
@@ -28,17 +36,22 @@ __all__ = [
     "FrequencyPenalty",
     "Generation",
     "Greedy",
+    "GumbelNoise",
     "LogitBias",
     "Loop",
     "MinP",
     "Mirostat1",
     "Mirostat2",
     "NoRepeatNgram",
+    "NoisySoft",
     "Piece",
     "PresencePenalty",
     "RepetitionPenalty",
     "Request",
+    "SoftThinking",
     "Temperature",
+    "Thought",
+    "TokenMixture",
     "TopK",
     "TopNSigma",
     "TopP",
@@ -50,5 +63,6 @@ __all__ = [
     "generate",
     "stochastic_beam_search",
     "stream",
+    "think",
     "transform",
 ]

@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from nextoken.model.ngram import NgramModel
     from nextoken.model.partial import PartialNext
     from nextoken.model.server import ServerModel
+    from nextoken.model.soft import Mixtures, Recalled, SoftModel
     from nextoken.model.table import TableModel
     from nextoken.model.tokenizer import TokenizerVocab
     from nextoken.model.vocab import Encoding, Vocab
@@ -25,6 +26,7 @@ _HOME = {
     "ngram": ("NgramModel",),
     "partial": ("PartialNext",),
     "server": ("ServerModel",),
+    "soft": ("Mixtures", "Recalled", "SoftModel"),
     "table": ("TableModel",),
     "tokenizer": ("TokenizerVocab",),
     "vocab": ("Encoding", "Vocab"),
@@ -39,11 +41,14 @@ __all__ = [
     "HeadNext",
     "LanguageModel",
     "Memory",
+    "Mixtures",
     "Next",
     "NgramModel",
     "NoMemory",
     "PartialNext",
+    "Recalled",
     "ServerModel",
+    "SoftModel",
     "State",
     "TableModel",
     "TokenizerVocab",

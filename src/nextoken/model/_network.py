@@ -80,20 +80,50 @@ class Network:
         """What the decoder calls the argument that takes a cache, None where it takes none."""
         return next((name for name in _CACHE_NAMES if self.accepts(name)), None)
 
-    def run(self, ids: Tensor, **arguments: Any) -> Tensor:
-        """raw [B, n, ...] for ids [B, n]."""
+    @property
+    def embedding_width(self) -> int:
+        """d of the input embeddings, which some families project to another width."""
+        return int(self._embedding.weight.shape[-1])
+
+    def embeddings(self, ids: Tensor) -> Tensor:
+        """Input embeddings [..., d] of ids, as the embedding layer gives them: scaled where its family scales them."""
         with self._evaluating():
-            ids = ids.to(self.device)
+            found: Tensor = self._embedding(ids.to(self.device))
+            return found
+
+    @cached_property
+    def takes_embeddings(self) -> bool:
+        """Whether a pass says of the embeddings of tokens what it says of the tokens; found out by trying."""
+        if not self.accepts("inputs_embeds"):
+            return False
+        ids = (torch.arange(1, 4) % self.vocab_size)[None]
+        with torch.no_grad():
+            try:
+                seen, expected = (self.run(x, use_cache=False).float() for x in (self.embeddings(ids), ids))
+            except (AttributeError, TypeError, ValueError, IndexError, RuntimeError) as error:
+                if isinstance(error, torch.OutOfMemoryError):
+                    raise
+                return False
+        return bool((seen - expected).abs().max() <= 1e-3 * expected.abs().max())
+
+    def run(self, ids: Tensor, **arguments: Any) -> Tensor:
+        """raw [B, n, ...] for ids [B, n], or for input embeddings [B, n, d]."""
+        with self._evaluating():
             if self.is_fused:
-                hidden: Tensor = self.decoder(input_ids=ids, **arguments).last_hidden_state
+                hidden: Tensor = self.decoder(**self._named(ids), **arguments).last_hidden_state
                 return hidden
             return self.logits(ids, **arguments)
 
     def logits(self, ids: Tensor, **arguments: Any) -> Tensor:
         """The model's own logits [B, n, V]."""
         with self._evaluating():
-            logits: Tensor = self.module(input_ids=ids.to(self.device), **arguments).logits
+            logits: Tensor = self.module(**self._named(ids), **arguments).logits
             return logits
+
+    def _named(self, inputs: Tensor) -> dict[str, Tensor]:
+        if inputs.is_floating_point():
+            return {"inputs_embeds": inputs.to(self.device, self._embedding.weight.dtype)}
+        return {"input_ids": inputs.to(self.device)}
 
     def next(self, raw: Tensor) -> Next:
         """The distributions that `run` computed."""

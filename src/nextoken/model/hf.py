@@ -16,8 +16,9 @@ from nextoken.model._digest import fingerprint
 from nextoken.model._kv import KVMemory, Visibility
 from nextoken.model._network import Network
 from nextoken.model._proof import Proof, Remembering
-from nextoken.model.base import ABSENT, LanguageModel, Memory, State
+from nextoken.model.base import ABSENT, Memory, State
 from nextoken.model.next import Next
+from nextoken.model.soft import SoftModel
 from nextoken.model.tokenizer import TokenizerVocab
 
 if TYPE_CHECKING:
@@ -27,7 +28,7 @@ _MASKED_ATTENTION = {"eager", "sdpa"}
 _LENGTH_NAMES = ("max_position_embeddings", "n_positions", "max_sequence_length", "max_seq_len", "n_ctx")
 
 
-class HFModel(LanguageModel):
+class HFModel(SoftModel):
     """softmax(W h_t + b) of a transformers model, h_t its final hidden state after token t.
 
     On construction the model is tried on a dozen tokens, and of everything below the first that reproduces its own
@@ -143,6 +144,25 @@ class HFModel(LanguageModel):
         """The forward passes, for what reads or edits activations on their way."""
         return self._network
 
+    @property
+    def embedding_width(self) -> int:
+        return self._network.embedding_width
+
+    def embeddings(self, ids: Tensor) -> Tensor:
+        return self._network.embeddings(ids)
+
+    def check_soft(self) -> None:
+        if self._visibility is None:
+            raise ModelError(
+                f"{self.name} may read a text again from its tokens, which do not tell what a mixture was: mixtures "
+                "need a model that remembers keys and values (remembering == 'slots')"
+            )
+        if not self._network.takes_embeddings:
+            raise ModelError(
+                f"{type(self.model).__name__} gives other results for the embeddings of tokens than for the tokens: it "
+                "cannot be fed mixtures"
+            )
+
     def over(self, network: Network) -> HFModel:
         """This model with its passes run by another network over the same weights; all else is shared."""
         other = copy.copy(self)
@@ -156,9 +176,16 @@ class HFModel(LanguageModel):
         return ChainMemory.empty(self._network, self._manner, batch)
 
     def _feed(self, state: State, tokens: Tensor, parents: Tensor | None) -> Next:
+        if isinstance(state.memory, ChainMemory):
+            return self._network.next(state.memory.feed(tokens))
+        return self._pass(state, tokens.clamp(min=0), tokens, parents)
+
+    def _feed_embedded(self, state: State, embedded: Tensor, tokens: Tensor, parents: Tensor | None) -> Next:
+        return self._pass(state, embedded, tokens, parents)
+
+    def _pass(self, state: State, inputs: Tensor, tokens: Tensor, parents: Tensor | None) -> Next:
+        """Feed inputs, ids [B, n] or embeddings [B, n, d], where `tokens` says that a row has any."""
         network, memory = self._network, state.memory
-        if isinstance(memory, ChainMemory):
-            return network.next(memory.feed(tokens))
         if not isinstance(memory, KVMemory):
             raise ValueError(f"this state was started by another model than {self.name}; call start() of this one")
         batch, n = tokens.shape
@@ -168,8 +195,8 @@ class HFModel(LanguageModel):
         if width == 0:
             return network.next(network.blank(batch, n))
         if width < n:
-            tokens = tokens[:, :width]
-        raw = network.run(tokens.clamp(min=0), **memory.arguments(tokens, parents, network))
+            inputs, tokens = inputs[:, :width], tokens[:, :width]
+        raw = network.run(inputs, **memory.arguments(tokens, parents, network))
         if parents is None:
             memory.advance(counts)
         return network.next(raw if width == n else torch.nn.functional.pad(raw, (0, 0, 0, n - width)))
