@@ -21,8 +21,8 @@ import numpy as np
 import torch
 
 import nextoken
-from nextoken.scores.inversion import PromptInverter, answers, token_f1
-from nextoken.scores.log_ratios import LogRatioCodec, dimension
+from nextoken.inversion.log_ratios import LogRatioCodec, dimension
+from nextoken.inversion.prompt_inverter import PromptInverter, answers, token_f1
 from nextoken.scores.quality import bootstrap
 from record import write
 

@@ -29,10 +29,10 @@ import torch
 from scipy import sparse
 
 import nextoken
-from nextoken.scores.first import rerank, rerank_by_generation
-from nextoken.scores.first_fit import RankedList, fit_first
-from nextoken.scores.fusion import Index, Ranking, ndcg
-from nextoken.scores.promptreps import QUERY, Representations, represent
+from nextoken.retrieval.first import rerank, rerank_by_generation
+from nextoken.retrieval.first_fit import RankedList, fit_first
+from nextoken.retrieval.fusion import Index, Ranking, ndcg
+from nextoken.retrieval.promptreps import QUERY, Representations, represent
 from nextoken.scores.quality import bootstrap
 from record import write
 
@@ -136,9 +136,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, default=Path("../shared/data"))
     parser.add_argument("--passages", type=int, default=250)
-    parser.add_argument("--size", type=int, default=8, help="passages in a list to rerank")
-    parser.add_argument("--tokens", type=int, default=32, help="of each passage in a list")
-    parser.add_argument("--steps", type=int, default=120)
+    parser.add_argument("--size", type=int, default=6, help="passages in a list to rerank")
+    parser.add_argument("--tokens", type=int, default=24, help="of each passage in a list")
+    parser.add_argument("--steps", type=int, default=80)
     parser.add_argument("--json", type=Path)
     given = parser.parse_args()
     torch.set_num_threads(1)
@@ -163,7 +163,7 @@ def main() -> None:
     models = {"as it is": tiny}
     for label, weight in (("joint loss", 10.0), ("writing rankings only", 0.0)):
         begin = time.perf_counter()
-        models[label] = fit_first(tiny, training, weight=weight, steps=given.steps, max_tokens=given.tokens, batch=6)
+        models[label] = fit_first(tiny, training, weight=weight, steps=given.steps, max_tokens=given.tokens, batch=4)
         print(f"  trained by {label} in {time.perf_counter() - begin:.0f} s")
     for label, model in models.items():
         record = {

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -75,3 +76,40 @@ def test_a_prompt_longer_than_the_context_is_refused(run: Run) -> None:
 def test_a_transform_that_removes_every_token_is_refused(run: Run) -> None:
     everything = "{" + ", ".join(f"{i}: -inf" for i in range(4096)) + "}"
     run("generate", "It was", *NANO, "--transform", f"logit_bias({everything})").refused("no token is left")
+
+
+GRAMMAR = 'start: NUMBER "+" NUMBER\nNUMBER: /[0-9]{1,2}/'
+
+
+def test_an_output_under_a_constraint(run: Run, tmp_path: Path) -> None:
+    pytest.importorskip("llguidance")
+    schema, grammar = tmp_path / "schema.json", tmp_path / "sum.lark"
+    schema.write_text(json.dumps({"type": "array", "items": {"enum": ["a", "b"]}, "maxItems": 2}))
+    grammar.write_text(GRAMMAR)
+    settings = (*NANO, "--transform", "temperature(0.8)", "--seed", 1, "--max-tokens", 60)
+    assert re.fullmatch(" 1[0-9]{3}\n", run("generate", "The year", *settings, "--regex", " 1[0-9]{3}").out)
+    assert set(json.loads(run("generate", "The list:", *settings, "--json-schema", schema).out)) <= {"a", "b"}
+    assert re.fullmatch(r"\d{1,2}\+\d{1,2}\n", run("generate", "1+", *settings, "--grammar", grammar).out)
+
+
+def test_an_output_that_was_cut_off_is_said_to_be(run: Run) -> None:
+    done = run("generate", "It was", *NANO, "--seed", 1, "--max-tokens", 2, "--regex", "[a-z ]{40}")
+    assert done.code == 0 and "cut off before it was complete" in done.err
+    whole = run("generate", "It was", *NANO, "--seed", 1, "--max-tokens", 2, "--regex", "a.*")
+    assert whole.err == ""
+
+
+def test_a_bad_constraint_is_one_line(run: Run, tmp_path: Path) -> None:
+    pytest.importorskip("llguidance")
+    bad = tmp_path / "bad"
+    bad.write_text("start: x )")
+    for options, words in (
+        (("--regex", "(a"), "--regex (a: the regular expression '(a' is malformed"),
+        (("--regex", r"(a)\1"), "backreference"),
+        (("--json-schema", bad), "no JSON"),
+        (("--grammar", bad), "expecting rule"),
+        (("--grammar", tmp_path / "none"), "No such file"),
+        (("--json-schema", tmp_path), "Is a directory"),
+        (("--regex", "a", "--grammar", bad), "--regex and --grammar were given"),
+    ):
+        run("generate", "It was", *NANO, *options).refused(words)

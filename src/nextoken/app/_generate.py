@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from nextoken.app._complaints import complain
+from nextoken.app._constraint import constraint
 from nextoken.app._loading import load_quietly
 from nextoken.app._read import check_outputs
 from nextoken.app._speculation import speculation
@@ -50,6 +51,15 @@ def generate(
             help="Draft with lookup, suffix, recycling, stand, or a model.",
         ),
     ] = None,
+    regex: Annotated[
+        str | None, typer.Option("--regex", metavar="PATTERN", help="The output matches it from end to end.")
+    ] = None,
+    json_schema: Annotated[
+        Path | None, typer.Option("--json-schema", metavar="FILE", help="The output is JSON, valid under this schema.")
+    ] = None,
+    grammar: Annotated[
+        Path | None, typer.Option("--grammar", metavar="FILE", help="The output follows this Lark grammar.")
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print the texts and their figures as JSON.")] = False,
 ) -> None:
     """Continue a text: draw tokens from the model's distribution, as the transform leaves it.
@@ -64,11 +74,15 @@ def generate(
         nextoken generate "The door opened" --transform "min_p(0.05) | temperature(1.5)" --entropy
         nextoken generate "Once upon a time" --signature once.parquet --html once.html
         nextoken generate "It was the best of times," --speculate nano
+        nextoken generate "The year was" --regex " 1[0-9]{3}"
     """
     text = sys.stdin.read() if prompt == "-" else prompt
     check_outputs(signature, html)
+    wanted = constraint(regex, json_schema, grammar)
     reader = load_quietly(model)
+    from nextoken.constrain.mask import Masked
     from nextoken.decode.generate import generate as draw
+    from nextoken.decode.parsing import transform as parsed
 
     streams = n == 1 and not as_json
     show = _printer(entropy=entropy) if streams else None
@@ -76,7 +90,7 @@ def generate(
         found = draw(
             reader,
             [text],
-            transform=transform,
+            transform=parsed(transform) if wanted is None else Masked(wanted) | parsed(transform),
             max_tokens=max_tokens,
             stop=stop or [],
             n=n,
@@ -92,6 +106,8 @@ def generate(
         typer.echo()
     else:
         _print(made, as_json=as_json)
+    if wanted is not None and not all(g.finish == "eos" or wanted.complete(g.text) for g in made):
+        complain("an output was cut off before it was complete: raise --max-tokens")
     if signature is not None or html is not None:
         from nextoken.signature import Signature
 

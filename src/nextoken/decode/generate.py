@@ -109,7 +109,7 @@ def generate(
         ModelError: the model cannot be loaded.
     """
     p = load(model)
-    prompts, single = _listed(prompt)
+    prompts, single = listed(prompt)
     requests = _requests(p, prompts, transform, max_tokens, stop, n, seed, ignore_eos)
     loop = _loop(p, speculate, max_rows=max_rows, entropies=entropies)
     running = {loop.submit(request): request for request in requests}
@@ -118,7 +118,7 @@ def generate(
         pieces[piece.ticket].append(piece)
         if on_piece is not None:
             on_piece(piece)
-    made = [_generation(pieces[ticket], request, p) for ticket, request in running.items()]
+    made = [generation_of(pieces[ticket], request, p) for ticket, request in running.items()]
     return made[0] if single and n == 1 else made
 
 
@@ -173,7 +173,8 @@ def prompt_tokens(model: LanguageModel, prompt: Prompt) -> tuple[int, ...]:
     return (*begin, *model.vocab.encode(prompt).ids)
 
 
-def _listed(prompt: Prompt | Sequence[Prompt]) -> tuple[list[Prompt], bool]:
+def listed(prompt: Prompt | Sequence[Prompt]) -> tuple[list[Prompt], bool]:
+    """The prompts of a call, and whether it was one alone."""
     if isinstance(prompt, str):
         return [prompt], True
     if prompt and all(isinstance(turn, Mapping) for turn in prompt):
@@ -210,7 +211,8 @@ def _requests(
     ]
 
 
-def _generation(pieces: Sequence[Piece], request: Request, model: LanguageModel) -> Generation:
+def generation_of(pieces: Sequence[Piece], request: Request, model: LanguageModel) -> Generation:
+    """The text that the pieces of a finished request make."""
     last = pieces[-1]
     assert last.finish is not None
     return Generation(

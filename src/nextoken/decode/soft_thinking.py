@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from nextoken.decode._thinking import ThinkingRow, think_in_step
-from nextoken.decode.generate import Prompt, _generation, _listed, derived_seed, prompt_tokens
+from nextoken.decode.generate import Prompt, derived_seed, generation_of, listed, prompt_tokens
 from nextoken.decode.generation import Generation
 from nextoken.decode.loop import Loop
 from nextoken.decode.parsing import transform as parsed
@@ -120,7 +120,7 @@ def think(
         Fixed lengths (`end_of_thinking=None`) and the answer's prefix: arXiv:2505.23648 and arXiv:2509.19170.
     """
     p = soft_model(load(model))
-    prompts, single = _listed(prompt)
+    prompts, single = listed(prompt)
     for name, value in (("n", n), ("max_rows", max_rows)):
         if value < 1:
             raise ValueError(f"{name} must be at least 1, got {value}")
@@ -194,7 +194,7 @@ def _answered(
             pieces[piece.ticket].append(piece)
     answers: dict[int, list[Generation]] = {row.ticket: [] for row in rows}
     for (row, recalled), said, request in zip(source, pieces, requests, strict=True):
-        answers[row.ticket].append(_generation(said, request, recalled))
+        answers[row.ticket].append(generation_of(said, request, recalled))
     made = []
     for row in rows:
         count = 1 if resumes else len(row.seeds)

@@ -10,24 +10,26 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Literal, TypeAlias, get_args
+from typing import TYPE_CHECKING, Literal, TypeAlias, get_args
 
 import numpy as np
-import torch
 from scipy.optimize import minimize
 from scipy.special import expit, log_expit
-from torch import Tensor
 
 from nextoken.errors import InputError, ModelError
 from nextoken.methods import method
-from nextoken.model._derived import Derived, transformers_model
-from nextoken.model._sites import Act, Sites, Spot, watching
-from nextoken.model.hf import HFModel
 from nextoken.scores.quality import auroc, prr
 from nextoken.signature.output import writing, written
 
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from nextoken.model._derived import Derived
+    from nextoken.model._sites import Act, Spot
+    from nextoken.model.hf import HFModel
+
 How = Literal["random-sign", "mean", "centred"]
-Model: TypeAlias = HFModel | Derived
+Model: TypeAlias = "HFModel | Derived"
 _SKIPPED = 7 / 33
 """Share of the layers left out of the choice: the paper's 7 of the 33 states of a model of 32 layers."""
 _ROWS = 16
@@ -164,7 +166,7 @@ class FeatureGaps:
         scores = np.stack([_score(states, reading) for reading in readings], axis=1)
         centre, spread = scores.mean(0), np.maximum(scores.std(0), 1e-12)
         return cls(
-            transformers_model(model).digest,
+            _digest(model),
             tuple(readings),
             _logistic((scores - centre) / spread, correct),
             centre,
@@ -177,10 +179,10 @@ class FeatureGaps:
         Raises:
             ValueError: the model is not the one that this was fitted on.
         """
-        if transformers_model(model).digest != self.digest:
+        if _digest(model) != self.digest:
             raise ValueError(
                 f"these directions are of a model with digest {self.digest}, and {model.name} has "
-                f"{transformers_model(model).digest}: fit them anew"
+                f"{_digest(model)}: fit them anew"
             )
         answered = [number for number, one in enumerate(questions) if one.answer]
         found = np.full((len(questions), len(self.readings)), np.nan)
@@ -299,9 +301,19 @@ def _logistic(z: np.ndarray, correct: np.ndarray) -> np.ndarray:
     return np.asarray(minimize(loss, np.zeros(1 + z.shape[1]), jac=True, method="L-BFGS-B").x, dtype=np.float64)
 
 
-@torch.no_grad()
+def _digest(model: Model) -> str:
+    from nextoken.model._derived import transformers_model
+
+    return transformers_model(model).digest
+
+
 def _states(model: Model, prompt: str, questions: Sequence[Question]) -> np.ndarray:
     """Mean states over the positions that predict the answers' tokens [N, L, D], float64."""
+    import torch
+
+    from nextoken.model._derived import transformers_model
+    from nextoken.model._sites import Sites, watching
+
     network = transformers_model(model).network
     spots = Sites.find(network, "layer").spots
     begin = [] if model.vocab.bos_id is None else [model.vocab.bos_id]
@@ -334,7 +346,7 @@ def _states(model: Model, prompt: str, questions: Sequence[Question]) -> np.ndar
             seen.append((inside[..., None] * table).sum(1))
 
         acts: list[tuple[Spot, Act]] = [(spot, note) for spot in spots]
-        with watching(acts):
+        with torch.no_grad(), watching(acts):
             network.run(ids, use_cache=False)
         found += list(torch.stack(seen, 1))
     states: np.ndarray = torch.stack(found)[torch.argsort(torch.tensor(order))].numpy()

@@ -17,16 +17,21 @@ class Key:
     """A secret of at least 16 bytes; it never shows in `repr`, messages or what is saved.
 
     Random numbers are a function of the key and of labels: HMAC-SHA-256(key, labels) seeds a counter generator
-    (Philox), whose output is the same on every machine and device.
+    (Philox). `uniform` takes that generator's raw output, which is the same on every machine and device and with every
+    version of numpy, so that a mark made today is found in years; what `generator` makes of it numpy may change.
 
     Args:
         secret: bytes, or a text of as many bytes in UTF-8. `Key.new()` draws one.
 
     Raises:
+        TypeError: the secret is neither bytes nor a text.
         ValueError: fewer than 16 bytes.
     """
 
     def __init__(self, secret: bytes | str) -> None:
+        if not isinstance(secret, bytes | bytearray | str):
+            # bytes(20) would be twenty zeros: a number must not become a key that everybody knows.
+            raise TypeError(f"a key is made of bytes or a text, not of {type(secret).__name__}; Key.new() draws one")
         data = secret.encode() if isinstance(secret, str) else bytes(secret)
         if len(data) < SHORTEST:
             raise ValueError(
@@ -53,9 +58,9 @@ class Key:
         return np.random.Generator(np.random.Philox(key=self.seed(*labels)))
 
     def uniform(self, *labels: int | str | bytes, size: int | tuple[int, ...]) -> NDArray[np.float64]:
-        """Numbers in the open interval (0, 1), as many as `size` says."""
-        # Multiples of 2^-53 shifted by half a step: neither 0 nor 1 can come, whose logarithms would be infinite.
-        steps = self.generator(*labels).integers(0, 1 << 52, size=size)
+        """Numbers in the open interval (0, 1), as many as `size` says; more of them begin with the same."""
+        # Multiples of 2^-52 shifted by half a step: neither 0 nor 1 can come, whose logarithms would be infinite.
+        steps = np.asarray(np.random.Philox(key=self.seed(*labels)).random_raw(size)) >> np.uint64(12)
         return np.asarray(steps * 2.0**-52 + 2.0**-53, dtype=np.float64)
 
     def derive(self, *labels: int | str | bytes) -> Key:
@@ -75,6 +80,9 @@ class Key:
 
     def __repr__(self) -> str:
         return "Key(...)"
+
+    def __deepcopy__(self, memo: dict[int, object]) -> Key:
+        return self
 
     def __reduce__(self) -> str:
         raise TypeError("a Key is not pickled, for secrets do not belong into files: keep key.reveal() in a safe place")

@@ -1,0 +1,1 @@
+"""Networks of the learned scores, kept apart because they import torch."""
