@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import shlex
 import subprocess
@@ -18,6 +19,7 @@ from typer.main import get_command
 import api_pages
 import make_benchmarks
 import make_catalogue
+import make_plots
 import make_reference
 import nextoken
 from nextoken.app import cli
@@ -66,6 +68,12 @@ def test_the_reference_names_every_command_and_option() -> None:
 def test_the_benchmarks_are_those_measured() -> None:
     made = make_benchmarks.benchmarks(ROOT / "bench" / "results")
     assert (DOCS / "benchmarks.md").read_text(encoding="utf-8") == made, "run: python tools/make_benchmarks.py"
+
+
+def test_the_plots_are_of_what_was_measured() -> None:
+    figures = json.loads((ROOT / "bench" / "results" / "watermark.json").read_text(encoding="utf-8"))["figures"]
+    drawn = (DOCS / "images" / "watermark-power.svg").read_text(encoding="utf-8")
+    assert drawn == make_plots.watermark_power(figures), "run: python tools/make_plots.py"
 
 
 def test_figures_of_every_shape_become_tables() -> None:
