@@ -3,7 +3,7 @@
     python bench/invert.py --json bench/results/invert.json
 
 Compression: the largest error of all log-probabilities, rebuilt from d + 100 of them, by nano's own output layer and by
-a space found from outputs alone. Inversion: hidden prompts are 4 tokens from books; a small encoder-decoder learns
+a space found from outputs alone. Inversion: hidden prompts are two of the tokens most common in books; a small encoder-decoder learns
 to read them back from T greedy steps. Controls: the same with only the tokens that were generated (each as a fixed
 random vector), and answers of other prompts. Exact matches and token F1 on held-out prompts, none of them in training,
 and on those of them no token of which occurs in the answer.
@@ -14,6 +14,7 @@ from __future__ import annotations
 import argparse
 import random
 import time
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -61,25 +62,24 @@ def measured(found: list[tuple[int, ...]], true: list[list[int]], kept: list[int
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, default=Path("../shared/data"))
-    parser.add_argument("--prompts", type=int, default=8000)
-    parser.add_argument("--steps", type=int, nargs="+", default=[1, 4, 8])
-    parser.add_argument("--epochs", type=int, default=12)
+    parser.add_argument("--prompts", type=int, default=5000)
+    parser.add_argument("--steps", type=int, nargs="+", default=[1, 4])
+    parser.add_argument("--common", type=int, default=100, help="tokens that hidden prompts are made of")
+    parser.add_argument("--length", type=int, default=2, help="tokens of a hidden prompt")
+    parser.add_argument("--epochs", type=int, default=20)
     parser.add_argument("--json", type=Path)
     given = parser.parse_args()
     torch.set_num_threads(1)
     model = nextoken.load("nano")
     draw = random.Random(0)
-    texts = [
-        list(model.vocab.encode(book.read_text(encoding="utf-8")[:400_000]).ids)
-        for book in sorted((given.data / "books").glob("*.txt"))[::3]
-    ]
+    book = sorted((given.data / "books").glob("*.txt"))[0].read_text(encoding="utf-8")
+    text = list(model.vocab.encode(book).ids)
+    common = [token for token, _ in Counter(text).most_common(given.common)]
     pieces: dict[tuple[int, ...], None] = {}
     while len(pieces) < given.prompts + 300:
-        text = draw.choice(texts)
-        at = draw.randrange(len(text) - 4)
-        pieces[tuple(text[at : at + 4])] = None
+        pieces[tuple(draw.choice(common) for _ in range(given.length))] = None
     prompts = [list(piece) for piece in pieces]
-    figures: dict[str, Any] = {"compression": compression(model, [texts[0][i : i + 100] for i in range(0, 1000, 100)])}
+    figures: dict[str, Any] = {"compression": compression(model, [text[i : i + 100] for i in range(0, 1000, 100)])}
     print(figures["compression"])
 
     codec = LogRatioCodec.of_model(model)
@@ -93,7 +93,12 @@ def main() -> None:
     apart = [number for number, row in enumerate(said.tolist()) if not {*row} & {*true[number]}]
     runs = {f"{steps} steps": seen[:, :steps] for steps in given.steps}
     runs[f"{max(given.steps)} generated tokens alone"] = vectors[whole]
-    figures["inversion"] = {"training prompts": given.prompts, "runs": {}}
+    figures["inversion"] = {
+        "tokens of a prompt": given.length,
+        "made of": given.common,
+        "training prompts": given.prompts,
+        "runs": {},
+    }
     for label, features in runs.items():
         begin = time.perf_counter()
         inverter = PromptInverter.fit(

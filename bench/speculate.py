@@ -33,10 +33,12 @@ from nextoken.decode.parsing import transform
 from nextoken.decode.request import Request
 from nextoken.model.hf import HFModel
 from nextoken.speculate import (
+    Auto,
     Branching,
     Chain,
     DraftModel,
     Dynamic,
+    Follow,
     PromptLookup,
     Recycling,
     Speculation,
@@ -150,6 +152,8 @@ def measured(
         "token recycling, 18 nodes": lambda: Speculation(Recycling(widths=SMALL_TREE)),
         "token recycling, 80 nodes": lambda: Speculation(Recycling()),
         "STAND, 18 nodes": lambda: Speculation(Stand(widths=SMALL_TREE)),
+        "auto": lambda: Speculation(Auto(), Follow()),
+        "auto, with nano": lambda: Speculation(Auto(draft=draft), Follow()),
     }
     speculations = {name: make() for name, make in makers.items()}
     systems: dict[str, Callable[[Sequence[int]], list[int]]] = {

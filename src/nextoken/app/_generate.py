@@ -48,7 +48,7 @@ def generate(
         typer.Option(
             "--speculate",
             metavar="DRAFT",
-            help="Draft with lookup, suffix, recycling, stand, or a model.",
+            help="Draft with auto, lookup, suffix, recycling, stand, or a model.",
         ),
     ] = None,
     regex: Annotated[

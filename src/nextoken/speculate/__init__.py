@@ -3,13 +3,25 @@
 from __future__ import annotations
 
 from nextoken.speculate.acceptance import Acceptance, Candidates, Follow, KSequential, Recursive, Typical
+from nextoken.speculate.acceptance_fit import (
+    AcceptanceExample,
+    AcceptanceRecipe,
+    acceptance_examples,
+    fit_acceptance,
+    predicted_chances,
+)
+from nextoken.speculate.acceptance_head import AcceptanceHead
+from nextoken.speculate.auto import Auto
 from nextoken.speculate.draft import ROOT, Branches, Draft, Drafter, Row
 from nextoken.speculate.draft_model import DraftModel
 from nextoken.speculate.lookup import PromptLookup
 from nextoken.speculate.loop import Speculation, SpeculativeLoop, Tally
 from nextoken.speculate.recycling import Recycling
+from nextoken.speculate.reencoded import Reencoded
+from nextoken.speculate.reflective import ReflectiveSpeculation
 from nextoken.speculate.shapes import Branching, Chain, Dynamic, Independent, StochasticBeam
 from nextoken.speculate.stand import Stand
+from nextoken.speculate.stopping import StoppingDraft, StoppingRule, stopping_bound
 from nextoken.speculate.suffix import SuffixAutomaton
 from nextoken.speculate.tree_template import Census, best_template
 
@@ -17,6 +29,10 @@ __all__ = [
     "NAMES",
     "ROOT",
     "Acceptance",
+    "AcceptanceExample",
+    "AcceptanceHead",
+    "AcceptanceRecipe",
+    "Auto",
     "Branches",
     "Branching",
     "Candidates",
@@ -32,20 +48,29 @@ __all__ = [
     "PromptLookup",
     "Recursive",
     "Recycling",
+    "Reencoded",
+    "ReflectiveSpeculation",
     "Row",
     "Speculation",
     "SpeculativeLoop",
     "Stand",
     "StochasticBeam",
+    "StoppingDraft",
+    "StoppingRule",
     "SuffixAutomaton",
     "Tally",
     "Typical",
+    "acceptance_examples",
     "best_template",
+    "fit_acceptance",
     "named",
+    "predicted_chances",
+    "stopping_bound",
 ]
 
 
 NAMES: dict[str, type[Drafter]] = {
+    "auto": Auto,
     "lookup": PromptLookup,
     "recycling": Recycling,
     "stand": Stand,

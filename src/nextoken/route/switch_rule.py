@@ -1,0 +1,40 @@
+"""SwitchRule: which of two models answers next, as a function of the tokens so far."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from typing import Protocol
+
+SMALL, LARGE = 0, 1
+
+
+class Standing(Protocol):
+    """What a rule carries along a text; immutable, so that branches of a tree may share it."""
+
+    @property
+    def active(self) -> int:
+        """Which model answers: SMALL or LARGE."""
+
+
+class SwitchRule(ABC):
+    """Who answers, as a function of the tokens read and of what the models in turn said of them.
+
+    The standing at the i-th token of a text is at(before, token_i), where `before` is the standing left by the token
+    before it, or begin() at the first; its `active` model gives the distribution after that token, and
+    after(standing, entropy) is what it leaves.
+    """
+
+    watches: bool = True
+    """Whether `after` looks at the entropy; it is NaN where not."""
+
+    @abstractmethod
+    def begin(self) -> Standing:
+        """Before the first token."""
+
+    def at(self, before: Standing, token: int) -> Standing:
+        """At a token that was just read."""
+        return before
+
+    def after(self, standing: Standing, entropy: float) -> Standing:
+        """After the active model's distribution, whose entropy in bits this is."""
+        return standing
