@@ -2,11 +2,11 @@
 
     python bench/invert.py --json bench/results/invert.json
 
-Compression: the largest error of all log-probabilities, rebuilt from d + 100 of them, by nano's own output layer and by
-a space found from outputs alone. Inversion: hidden prompts are two of the tokens most common in a book; a small
-encoder-decoder learns to read them back from T greedy steps. Controls: the same with only the tokens that were generated (each as a fixed
-random vector), and answers of other prompts. Exact matches and token F1 on held-out prompts, none of them in training,
-and on those of them no token of which occurs in the answer.
+Compression: the largest error of all log-probabilities, rebuilt from d + 100 of them, by nano's own output layer and
+by a space found from outputs alone. Inversion: hidden prompts are two of the tokens most common in a book; a small
+encoder-decoder learns to read them back from T greedy steps. Controls: the same with only the tokens that were
+generated (each as a fixed random vector), and answers of other prompts. Exact matches and token F1 on held-out
+prompts, none of them in training, and on those of them no token of which occurs in the answer.
 """
 
 from __future__ import annotations
