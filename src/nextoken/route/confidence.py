@@ -139,5 +139,6 @@ def quantiles(logprobs: Floats, levels: Sequence[float] | Floats) -> Floats:
     # Where the share is 0 the upper neighbour has no say, though 0 times -inf is NaN.
     with np.errstate(invalid="ignore"):
         mixed = (1 - share) * ordered[below] + share * ordered[above]
-    result: Floats = np.where(share == 0, ordered[below], mixed)
+    # Rounding must not lead out from between the neighbours, which may be equal.
+    result: Floats = np.where(share == 0, ordered[below], np.clip(mixed, ordered[below], ordered[above]))
     return result
