@@ -7,9 +7,9 @@ paragraph it came from the only relevant passage. So a shared word tells much, a
 "overlap", the sparse run of PromptReps with every weight 1, which needs no model. The bundled models follow no
 instructions: what they answer when asked for one word is what novels would say, and the figures show it.
 
-FIRST: tiny reranks the ten best of BM25 of a query (the right one put among them, all in a random order), as it is, and
-after a minute of training on such lists from other books, by the joint loss and by writing rankings alone. Beside the
-quality: tokens fed, and time, of one-token ranking and of writing the ranking out.
+FIRST: tiny reranks the best of BM25 of a query (`--size` of them, the right one put among them, in a random order),
+as it is, and after a minute of training on such lists from other books, by the joint loss and by writing rankings
+alone. Beside the quality: tokens fed, and time, of one-token ranking and of writing the ranking out.
 """
 
 from __future__ import annotations

@@ -148,20 +148,19 @@ def _scored(
     quiet: bool,
 ) -> dict[str, np.ndarray]:
     import nextoken
-    from nextoken.scores import Given, MissingInput, all_scores, table
+    from nextoken.scores import Given, MissingInput, all_scores, find, table
 
     against = other if other is not None and other.vocab.digest == model.vocab.digest else None
     data = [text.data for text in texts]
     progress = False if quiet else None
     signature: Signature = nextoken.read(model, data, against=against, progress=progress)
-    beside = None if other is None else nextoken.read(other, data, progress=progress)
+    answering = [entry for entry in all_scores().values() if entry.high == suspicion.high and entry.per == "text"]
+    # What compares distributions is in the first reading; a second one is for scores of the other model's own.
+    wanted = any("reference" in entry.needs for entry in (answering if names is None else map(find, names)))
+    beside = nextoken.read(other, data, progress=progress) if other is not None and wanted else None
     if names is None:
         given = Given(signature, beside)
-        names = [
-            entry.name
-            for entry in all_scores().values()
-            if entry.high == suspicion.high and entry.per == "text" and not entry.missing(given)
-        ]
+        names = [entry.name for entry in answering if not entry.missing(given)]
     try:
         return table(signature, names, reference=beside)
     except MissingInput as error:
