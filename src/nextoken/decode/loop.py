@@ -18,7 +18,7 @@ from nextoken.decode.scaling import Greedy, Temperature
 from nextoken.decode.transform import Context, Transform, check_possible, normalise
 from nextoken.methods import method
 from nextoken.model.base import ABSENT, LanguageModel, State
-from nextoken.model.next import invert_cdf
+from nextoken.model.next import Next, invert_cdf
 
 
 @method(
@@ -141,9 +141,14 @@ class Loop:
         logits = following[last].logits()[:, 0]
         number = {prompt: i for i, prompt in enumerate(prompts)}
         source = [number[row.request.prompt] for row in joining]
+        self._heard(joining, following, source)
         if source != list(range(len(prompts))):
             state, logits = state.fork(source), logits[source]
         return joining, state, logits
+
+    def _heard(self, joining: Sequence[Running], said: Next, source: Sequence[int]) -> None:
+        """What the model said along the prompts [P, n] of rows that join, row b having that of number source[b]."""
+        return None
 
     def _draw(self, rows: Sequence[Running], logits: Tensor) -> tuple[list[int], list[float]]:
         """One token per row and its surprisal, each row under its own transform."""

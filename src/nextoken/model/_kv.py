@@ -104,11 +104,16 @@ class SlotLayer(DynamicLayer):  # type: ignore[misc]
         self.keys, self.values = keys[:, :, : place.end], values[:, :, : place.end]
         return self.keys, self.values
 
-    def _grow(self, key_states: Tensor, value_states: Tensor) -> None:
+    def reserve(self, slots: int) -> None:
+        """Have at least so many slots; a layer that the last tokens did not run through has fewer than others."""
+        if self.buffers is not None and self.buffers[0].shape[2] < slots:
+            self._grow(*self.buffers, end=slots)
+
+    def _grow(self, key_states: Tensor, value_states: Tensor, *, end: int | None = None) -> None:
         self.dtype, self.device, self.is_initialized = key_states.dtype, key_states.device, True
         old = self.buffers
         used = 0 if old is None else old[0].shape[2]
-        size = max(self.place.end + _SPARE, used + used // 2)
+        size = max((self.place.end if end is None else end) + _SPARE, used + used // 2)
         fresh = []
         for which, states in enumerate((key_states, value_states)):
             # Zeros, for what a mask blocks is still multiplied by 0: uninitialised memory may hold nan.
@@ -134,11 +139,17 @@ class SlotCache(Cache):  # type: ignore[misc]
         for layer in self.layers:
             layer.filled = past
 
+    def reach(self, depth: int) -> None:
+        """Have `depth` layers, some of them empty so far: one in the middle may be the first to be run."""
+        while len(self.layers) < depth:
+            self.layers.append(SlotLayer(self.place))
+
     def move(self, source: Tensor, target: Tensor) -> None:
         """Copy slots source [B, m] to target [B, m] in every layer."""
         for layer in self.layers:
             if layer.buffers is None:
                 continue
+            layer.reserve(1 + int(max(source.max(), target.max())))
             device = layer.buffers[0].device
             rows, source, target = (
                 torch.arange(len(source), device=device)[:, None],
@@ -168,13 +179,33 @@ class SlotCache(Cache):  # type: ignore[misc]
                 for buffers, (_, rows, used) in zip(given, parts, strict=True):
                     if buffers is not None and used:
                         chosen = torch.as_tensor(rows, device=buffers[which].device)
-                        buffer[at : at + len(rows), :, :used] = buffers[which][:, :, :used].index_select(0, chosen)
+                        had = buffers[which][:, :, :used].index_select(0, chosen)
+                        buffer[at : at + len(rows), :, : had.shape[2]] = had
                     at += len(rows)
                 fresh.append(buffer)
             layer.buffers = (fresh[0], fresh[1])
             layer.dtype, layer.device, layer.is_initialized = fresh[0].dtype, fresh[0].device, True
             layer.keys, layer.values = layer.buffers
         return result
+
+
+def laid_out(lengths: Sequence[int], tokens: Tensor, parents: Tensor | None) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Positions and slots [B, n] of tokens fed to rows of these lengths, the position that each slot then holds
+    [B or 1, S], and which slots each token sees [B, n, S]."""
+    n, past = tokens.shape[1], max(lengths)
+    present = tokens != ABSENT
+    base = torch.tensor(lengths)[:, None]
+    slots = base + torch.arange(n)
+    held = torch.arange(past + n)[None]
+    if parents is None:
+        positions = slots * present
+        visible = held[:, None, :] <= positions[:, :, None]
+    else:
+        positions = (base + tree.depths(parents)) * present
+        spread = slots[:, None, :].expand(-1, n, -1)
+        visible = (held < base)[:, None, :].repeat(1, n, 1).scatter_(2, spread, tree.ancestry(parents))
+        held = held.repeat(len(base), 1).scatter_(1, slots, positions)
+    return positions, slots, held, visible
 
 
 class KVMemory(Memory):
@@ -201,18 +232,7 @@ class KVMemory(Memory):
         if parents is None and min(self.lengths) == past:
             self.cache.open(past, past + n, None)
             return arguments
-        present = tokens != ABSENT
-        base = torch.tensor(self.lengths)[:, None]
-        slots = base + torch.arange(n)
-        held = torch.arange(past + n)[None]
-        if parents is None:
-            positions = slots * present
-            visible = held[:, None, :] <= positions[:, :, None]
-        else:
-            positions = (base + tree.depths(parents)) * present
-            spread = slots[:, None, :].expand(-1, n, -1)
-            visible = (held < base)[:, None, :].repeat(1, n, 1).scatter_(2, spread, tree.ancestry(parents))
-            held = held.repeat(len(base), 1).scatter_(1, slots, positions)
+        positions, slots, held, visible = laid_out(self.lengths, tokens, parents)
         device = network.device
         self.cache.open(past, past + n, slots.to(device))
         mask = self.visibility.mask(positions.to(device), held.to(device), visible.to(device), network.dtype)

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from nextoken.decode.request import Running
-from nextoken.model.base import ABSENT, LanguageModel
+from nextoken.model.base import ABSENT, LanguageModel, State
 from nextoken.model.next import Next
 
 ROOT = -1
@@ -89,12 +89,16 @@ class Row:
         context: prompt and output; the last token has not been fed to the target yet.
         room: most tokens that a guess may go on for.
         generator: of the drafter's random numbers for this row.
+        state, place: the target's state, in which this is row number `place`; None while the prompt is being read. A
+            drafter that is a part of its target may run ahead in it, and must leave its kept tokens as they are.
     """
 
     running: Running
     context: tuple[int, ...]
     room: int
     generator: torch.Generator
+    state: State | None = None
+    place: int = 0
 
 
 class Drafter(ABC):
@@ -109,6 +113,11 @@ class Drafter(ABC):
     @abstractmethod
     def propose(self, rows: Sequence[Row]) -> Draft:
         """Guesses for each row: no path longer than its `room`."""
+
+    def prompted(self, rows: Sequence[Row], said: Next) -> None:
+        """The target read the prompts of these new rows: `said` [B, n] after each of their tokens, the shorter ones
+        standing to the left. A row's `context` is its prompt so far."""
+        return None
 
     def observe(self, rows: Sequence[Row], draft: Draft, said: Next, accepted: Sequence[Sequence[int]]) -> None:
         """What the target said: `said` [B, size] after each node as fed, and which nodes of each row were accepted.

@@ -11,6 +11,7 @@ from nextoken.decode.loop import is_greedy
 from nextoken.decode.transform import Context, normalise
 from nextoken.methods import method
 from nextoken.model.base import ABSENT, LanguageModel, State
+from nextoken.model.next import Next
 from nextoken.speculate.draft import ROOT, Draft, Drafter, Row
 from nextoken.speculate.shapes import Chain, Growth, Shape
 
@@ -29,6 +30,10 @@ class Follower:
 
     def follow(self, tickets: Sequence[int], contexts: Sequence[Sequence[int]]) -> Tensor:
         """Read what is new of each row; returns the logits [B, V] after it."""
+        return self.read(tickets, contexts).logits()[:, 0]
+
+    def read(self, tickets: Sequence[int], contexts: Sequence[Sequence[int]]) -> Next:
+        """Read what is new of each row; returns what follows [B, 1]."""
         state = self.state = self._arranged(tickets)
         shared = []
         for fed, context in zip(state.tokens, contexts, strict=True):
@@ -40,7 +45,7 @@ class Follower:
         said = self.model.extend(state, [[*row, *[ABSENT] * (width - len(row))] for row in rest])
         last = torch.zeros(len(rest), width, dtype=torch.bool)
         last[range(len(rest)), [len(row) - 1 for row in rest]] = True
-        return said[last].logits()[:, 0]
+        return said[last]
 
     def _arranged(self, tickets: Sequence[int]) -> State:
         """A state with these rows: those known, and new ones."""
@@ -104,37 +109,48 @@ class DraftModel(Drafter):
         able = [index for index, growth in enumerate(growths) if growth.room > 0]
         if not able:
             return Draft(tuple(growth.branches() for growth in growths))
-        logits = self._follower.follow(
-            [rows[index].running.ticket for index in able], [rows[index].context for index in able]
-        )
+        said = self._read([rows[index] for index in able])
         wanted = [(index, ROOT) for index in able]
         while wanted:
-            laws = self._laws([(rows[index], growths[index], node) for index, node in wanted], logits)
-            said: dict[int, dict[int, Tensor]] = {}
-            for (index, node), law in zip(wanted, laws, strict=True):
-                said.setdefault(index, {})[node] = law
-            wanted = [(index, node) for index, found in said.items() for node in plans[index].level(found)]
+            laws = self._laws([(rows[index], growths[index], node) for index, node in wanted], said.logits()[:, 0])
+            found: dict[int, dict[int, Tensor]] = {}
+            for number, ((index, node), law) in enumerate(zip(wanted, laws, strict=True)):
+                found.setdefault(index, {})[node] = law
+                if self.shape.listens:
+                    plans[index].hear(node, said[number])
+            wanted = [(index, node) for index, by_node in found.items() for node in plans[index].level(by_node)]
             if wanted:
-                logits = self._look(able, growths, wanted)
+                said = self._look([rows[index] for index in able], able, growths, wanted)
         return Draft(tuple(growth.branches() for growth in growths))
+
+    def _read(self, rows: Sequence[Row]) -> Next:
+        """What the draft says [B, 1] after the context of each row."""
+        return self._follower.read([row.running.ticket for row in rows], [row.context for row in rows])
 
     def _room(self, row: Row) -> int:
         limit = self.model.context_length
         return row.room if limit is None else min(row.room, limit - len(row.context))
 
-    def _look(self, able: Sequence[int], growths: Sequence[Growth], wanted: Sequence[tuple[int, int]]) -> Tensor:
-        """The draft's logits [M, V] after these nodes."""
+    def _look(
+        self, rows: Sequence[Row], able: Sequence[int], growths: Sequence[Growth], wanted: Sequence[tuple[int, int]]
+    ) -> Next:
+        """What the draft says [M, 1] after these nodes, each a number of `able` and a node of its growth.
+
+        Args:
+            rows: those last given to `_read`, in that order.
+            able: their numbers among the growths.
+        """
         state = self._follower.state
         assert state is not None
         if self.shape.is_chain:
             fed = {index: growths[index].tokens[node] for index, node in wanted}
             said = self.model.extend(state, [[fed.get(index, ABSENT)] for index in able])
-            return said.logits()[[able.index(index) for index, _ in wanted], 0]
+            return said[[able.index(index) for index, _ in wanted]]
         # The whole tree is fed anew: one pass for all rows, however their trees differ, and nothing to undo.
         width = max(len(growths[index].tokens) for index in able)
-        rows = [growths[index] for index in able]
-        tokens = [[*growth.tokens, *[ABSENT] * (width - len(growth.tokens))] for growth in rows]
-        parents = [[*growth.parents, *[ROOT] * (width - len(growth.parents))] for growth in rows]
+        trees = [growths[index] for index in able]
+        tokens = [[*growth.tokens, *[ABSENT] * (width - len(growth.tokens))] for growth in trees]
+        parents = [[*growth.parents, *[ROOT] * (width - len(growth.parents))] for growth in trees]
         said = self.model.extend(state, tokens, torch.tensor(parents))
         state.keep([])
         place = {index: number for number, index in enumerate(able)}
@@ -142,7 +158,7 @@ class DraftModel(Drafter):
         asked = [(place[index], node) for index, node in wanted]
         mask[[row for row, _ in asked], [node for _, node in asked]] = True
         order = {at: number for number, at in enumerate(map(tuple, mask.nonzero().tolist()))}
-        return said[mask].logits()[:, 0][[order[at] for at in asked]]
+        return said[mask][[order[at] for at in asked]]
 
     def _laws(self, nodes: Sequence[tuple[Row, Growth, int]], logits: Tensor) -> list[Tensor]:
         """q [V] in float64 after each node, under the transform of its row."""

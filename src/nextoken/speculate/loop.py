@@ -95,7 +95,7 @@ class SpeculativeLoop(Loop):
         pieces = self._begin()
         if not self._rows:
             return pieces
-        rows = [self._row(running) for running in self._rows]
+        rows = [self._row(running, place) for place, running in enumerate(self._rows)]
         draft = self._proposed(rows)
         last = [running.tokens[-1] for running in self._rows]
         assert self._state is not None
@@ -125,7 +125,12 @@ class SpeculativeLoop(Loop):
         self._dismiss(pieces)
         return pieces
 
-    def _row(self, running: Running) -> Row:
+    def _heard(self, joining: Sequence[Running], said: Next, source: Sequence[int]) -> None:
+        rows = [self._row(running) for running in joining]
+        heard = said if list(source) == list(range(said.shape[0])) else said[list(source)]
+        self._guarded("read prompts", lambda drafter: drafter.prompted(rows, heard))
+
+    def _row(self, running: Running, place: int | None = None) -> Row:
         """The row as a drafter sees it."""
         request, count = running.request, len(running.tokens)
         room = request.max_tokens - count - 1
@@ -135,7 +140,8 @@ class SpeculativeLoop(Loop):
         if generator is None:
             generator = torch.Generator().manual_seed(derived_seed(request.seed, _DRAFTING) >> 1)
             self._generators[running.ticket] = generator
-        return Row(running, (*request.prompt, *running.tokens), room, generator)
+        context = (*request.prompt, *running.tokens)
+        return Row(running, context, room, generator, None if place is None else self._state, place or 0)
 
     def _proposed(self, rows: Sequence[Row]) -> Draft:
         nothing = Draft((Branches(),) * len(rows))

@@ -104,7 +104,7 @@ class ReflectiveLoop(SpeculativeLoop):
         pieces = self._begin()
         if not self._rows:
             return pieces
-        rows = [self._row(running) for running in self._rows]
+        rows = [self._row(running, place) for place, running in enumerate(self._rows)]
         draft = self._proposed(rows)
         if not draft.is_chain:
             raise ValueError(f"{type(self.drafter).__name__} guessed a tree, and reflection reads chains")

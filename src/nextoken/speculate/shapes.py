@@ -19,6 +19,7 @@ from torch import Tensor
 
 from nextoken.decode.search import conditioned, gumbels
 from nextoken.methods import method
+from nextoken.model.next import Next
 from nextoken.speculate.draft import ROOT, Branches
 
 _LEFT = 1e-6  # of a distribution's mass: below, what is left after some draws is rounding
@@ -92,6 +93,8 @@ class Shape(ABC):
     """How trees grow. A shape is shared by all rows; what it must remember of a row is in `Plan`."""
 
     is_chain: bool = False
+    listens: bool = False
+    """Whether its plans want to hear all that the draft says, and not its distributions only."""
 
     @abstractmethod
     def begin(self, growth: Growth) -> Plan:
@@ -108,6 +111,10 @@ class Plan(ABC):
         Returns:
             The nodes after which the draft's distribution is wanted next; none ends the growth.
         """
+
+    def hear(self, node: int, said: Next) -> None:
+        """What the draft says [1, 1] after a node (or ROOT), just before `level` is given its distribution there."""
+        return None
 
 
 @dataclass(frozen=True)

@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from nextoken.methods import method
-from nextoken.model.base import ABSENT, LanguageModel
+from nextoken.model.base import LanguageModel
+from nextoken.model.next import Next
 from nextoken.speculate.acceptance_head import AcceptanceHead, hidden_width
-from nextoken.speculate.draft import Draft, Row
+from nextoken.speculate.draft import ROOT
 from nextoken.speculate.draft_model import DraftModel
 from nextoken.speculate.shapes import Growth, Plan, Shape
 
@@ -104,46 +105,35 @@ class StoppingDraft(DraftModel):
         if head.hidden_size != width:
             raise ValueError(f"the head is for hidden states of width {head.hidden_size}, {model.name} has {width}")
         self.head, self.rule = head.eval(), rule or StoppingRule()
-        self._judged = _Judged(self.rule)
-        super().__init__(model, self._judged)
-
-    def propose(self, rows: Sequence[Row]) -> Draft:
-        self._judged.plans.clear()
-        return super().propose(rows)
-
-    @torch.no_grad()
-    def _look(self, able: Sequence[int], growths: Sequence[Growth], wanted: Sequence[tuple[int, int]]) -> Tensor:
-        state = self._follower.state
-        assert state is not None
-        fed = {index: growths[index].tokens[node] for index, node in wanted}
-        said = self.model.extend(state, [[fed.get(index, ABSENT)] for index in able])
-        said = said[[able.index(index) for index, _ in wanted]]
-        assert said.hidden is not None
-        chances = self.head.log_chances(said.hidden[:, 0]).tolist()
-        for (index, _), chance in zip(wanted, chances, strict=True):
-            self._judged.plans[index].log_alive += chance
-        return said.logits()[:, 0]
+        super().__init__(model, _Judged(self.rule, self.head))
 
 
-@dataclass
+@dataclass(frozen=True)
 class _Judged(Shape):
-    """Chains under one rule; the plans of the rows at work, in their order."""
+    """Chains that one rule and one head end."""
 
     rule: StoppingRule
-    plans: list[_JudgedPlan] = field(default_factory=list)
+    head: AcceptanceHead
     is_chain = True
+    listens = True
 
     def begin(self, growth: Growth) -> Plan:
-        self.plans.append(_JudgedPlan(self.rule, growth))
-        return self.plans[-1]
+        return _JudgedPlan(self.rule, self.head, growth)
 
 
 @dataclass
 class _JudgedPlan(Plan):
     rule: StoppingRule
+    head: AcceptanceHead
     growth: Growth
     log_alive: float = 0.0
     """log A of the guesses that were fed."""
+
+    @torch.no_grad()
+    def hear(self, node: int, said: Next) -> None:
+        if node != ROOT:
+            assert said.hidden is not None
+            self.log_alive += float(self.head.log_chances(said.hidden[0, 0]))
 
     def level(self, laws: Mapping[int, Tensor]) -> Sequence[int]:
         growth = self.growth
