@@ -97,12 +97,11 @@ class SpeculativeLoop(Loop):
             return pieces
         rows = [self._row(running, place) for place, running in enumerate(self._rows)]
         draft = self._proposed(rows)
-        last = [running.tokens[-1] for running in self._rows]
-        assert self._state is not None
-        said = self.model.extend(self._state, draft.tokens(last), None if draft.is_chain else draft.parents())
+        judged, said = self._verified(rows, draft)
         self.steps += 1
         self.slots += len(rows)
-        grown, accepted = self._walk(draft, said)
+        grown, accepted = self._walk(draft, judged)
+        assert self._state is not None
         self._state.keep([[0, *(node + 1 for node in nodes)] for nodes in accepted])
         self._guarded("observe", lambda drafter: drafter.observe(rows, draft, said, accepted))
         self.tally.passes += len(rows)
@@ -111,6 +110,13 @@ class SpeculativeLoop(Loop):
         self.tally.accepted += sum(map(len, accepted))
         self._dismiss(grown)
         return [*pieces, *grown]
+
+    def _verified(self, rows: Sequence[Row], draft: Draft) -> tuple[Next, Next]:
+        """What the target says [B, size] after every node fed: what guesses are judged by, what drafters see."""
+        assert self._state is not None
+        tokens = draft.tokens([row.context[-1] for row in rows])
+        said = self.model.extend(self._state, tokens, None if draft.is_chain else draft.parents())
+        return said, said
 
     def _begin(self) -> list[Piece]:
         """Read waiting prompts and draw their first tokens, so that every row has one that is not fed."""
@@ -174,9 +180,12 @@ class SpeculativeLoop(Loop):
         while at:
             # In the order of the rows, one node of each: logits of nodes that are not reached are never computed.
             walking = sorted(at)
-            reached = torch.zeros(said.shape, dtype=torch.bool)
-            reached[walking, [at[index] + 1 for index in walking]] = True
-            here = said[reached].logits()[:, 0]
+            if not any(accepted):
+                here = (said if said.shape[1] == 1 else said[:, :1]).logits()[:, 0]
+            else:
+                reached = torch.zeros(said.shape, dtype=torch.bool)
+                reached[walking, [at[index] + 1 for index in walking]] = True
+                here = said[reached].logits()[:, 0]
             following: dict[int, int] = {}
             steps = zip(walking, self._laws([self._rows[i] for i in walking], here), self._said(here), strict=True)
             for index, law, entropy in steps:

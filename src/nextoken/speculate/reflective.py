@@ -8,7 +8,6 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from nextoken.decode.request import Piece
 from nextoken.head import Statistics, statistics_from_logits
 from nextoken.methods import method
 from nextoken.model.base import ABSENT, LanguageModel
@@ -98,31 +97,13 @@ class ReflectiveLoop(SpeculativeLoop):
         super().__init__(model, speculation, max_rows=max_rows, entropies=entropies)
         self.prompt, self.weight = speculation.prompt, speculation.weight
 
-    @torch.no_grad()
-    def step(self) -> list[Piece]:
-        """Let waiting requests join, then draft, verify with a second thought, and draw a token at least per row."""
-        pieces = self._begin()
-        if not self._rows:
-            return pieces
-        rows = [self._row(running, place) for place, running in enumerate(self._rows)]
-        draft = self._proposed(rows)
+    def _verified(self, rows: Sequence[Row], draft: Draft) -> tuple[Next, Next]:
         if not draft.is_chain:
             raise ValueError(f"{type(self.drafter).__name__} guessed a tree, and reflection reads chains")
         assert self._state is not None
         fed, second = self._doubled(rows, draft)
         said = self.model.extend(self._state, fed)
-        self.steps += 1
-        self.slots += len(rows)
-        grown, accepted = self._walk(draft, FusedNext.of(said, second, weight=self.weight))
-        self._state.keep([[0, *(node + 1 for node in nodes)] for nodes in accepted])
-        own = said[:, : draft.size]
-        self._guarded("observe", lambda drafter: drafter.observe(rows, draft, own, accepted))
-        self.tally.passes += len(rows)
-        self.tally.tokens += len(grown)
-        self.tally.drafted += sum(map(len, draft.rows))
-        self.tally.accepted += sum(map(len, accepted))
-        self._dismiss(grown)
-        return [*pieces, *grown]
+        return FusedNext.of(said, second, weight=self.weight), said[:, : draft.size]
 
     def _doubled(self, rows: Sequence[Row], draft: Draft) -> tuple[Tensor, Tensor]:
         """What is fed [B, n], and for each place [B, size] where the second thought on it stands, ABSENT for none."""
