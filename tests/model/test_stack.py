@@ -127,6 +127,13 @@ def test_parallel_calls_pass_gradients_and_obey_their_mask() -> None:
     torch.testing.assert_close(plain, whole(LLAMA, tokens), rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.parametrize("family", CONFIGS)
+def test_parallel_calls_see_no_further_than_the_window(family: str) -> None:
+    stack, tokens = STACKS[family], ids(1, 9)
+    hidden = stack.run(stack.embed(tokens), range(DEPTH), stack.parallel(torch.arange(9)[None]))
+    torch.testing.assert_close(stack.next(hidden).log_probs(), whole(stack, tokens), rtol=1e-4, atol=1e-4)
+
+
 def test_other_families_are_refused() -> None:
     torch.manual_seed(0)
     config = transformers.GPT2Config(vocab_size=V, n_embd=16, n_layer=2, n_head=2, n_positions=16)

@@ -125,16 +125,16 @@ def test_a_rule_is_kept_and_bound_to_its_model(tmp_path: Path) -> None:
 
 def test_broken_folders_are_refused(tmp_path: Path) -> None:
     rule = PostHoc(DeferralNetwork(3), Features(levels=3))
-    with pytest.raises(ModelError, match=r"post_hoc\.json"):
+    with pytest.raises(ModelError, match=r"deferral_rule\.json"):
         PostHoc.load(tmp_path, model=SMALLER)
     rule.save(tmp_path)
-    settings = json.loads((tmp_path / "post_hoc.json").read_text())
+    settings = json.loads((tmp_path / "deferral_rule.json").read_text())
     for broken, message in (
         (settings | {"format": 9}, "another format"),
-        (settings | {"inputs": 4}, "no whole"),
-        (settings | {"digests": settings["digests"] | {"weights": "0" * 16}}, "not those that were saved"),
+        (settings | {"settings": settings["settings"] | {"network": {"inputs": 4}}}, "no whole"),
+        (settings | {"weights": "0" * 16}, "not those it was saved with"),
     ):
-        (tmp_path / "post_hoc.json").write_text(json.dumps(broken))
+        (tmp_path / "deferral_rule.json").write_text(json.dumps(broken))
         with pytest.raises(ModelError, match=message):
             PostHoc.load(tmp_path, model=SMALLER)
     (tmp_path / "file").write_text("")

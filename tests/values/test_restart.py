@@ -223,10 +223,10 @@ def test_a_predictor_is_kept_in_a_folder(tmp_path: Path) -> None:
     same = RestartPredictor.load(tmp_path)
     assert same.question == QUESTION and same.model.digest == predictor.model.digest
     assert same.probability((BOS,), (0, 1)) == pytest.approx(predictor.probability((BOS,), (0, 1)))
-    settings = json.loads((tmp_path / "restart.json").read_text())
+    settings = json.loads((tmp_path / "restart_predictor.json").read_text())
     settings["digests"]["model"] = "another"
-    (tmp_path / "restart.json").write_text(json.dumps(settings))
-    with pytest.raises(ModelError, match="model of the predictor"):
+    (tmp_path / "restart_predictor.json").write_text(json.dumps(settings))
+    with pytest.raises(ModelError, match="trained with another model"):
         RestartPredictor.load(tmp_path)
     with pytest.raises(ModelError, match="can be read"):
         RestartPredictor.load(tmp_path / "elsewhere")

@@ -102,19 +102,19 @@ def test_another_body_or_a_broken_folder_is_refused(tmp_path: Path) -> None:
     value.save(tmp_path)
     with pytest.raises(ValueError, match="pass that model as body"):
         ScalarValue.load(tmp_path)
-    with pytest.raises(ModelError, match="body of the value"):
+    with pytest.raises(ModelError, match="trained with another body"):
         ScalarValue.load(tmp_path, body=small_hf(1))
     broken = tmp_path / "broken"
     shutil.copytree(tmp_path, broken)
     at_random(ScalarValue.on(model), seed=6).save(tmp_path / "other")
-    shutil.copy(tmp_path / "other" / "head.safetensors", broken / "head.safetensors")
-    with pytest.raises(ModelError, match="head of the value"):
+    shutil.copy(tmp_path / "other" / "scalar_value.safetensors", broken / "scalar_value.safetensors")
+    with pytest.raises(ModelError, match="not those it was saved with"):
         ScalarValue.load(broken, body=model)
-    settings = json.loads((broken / "scalar.json").read_text())
-    (broken / "scalar.json").write_text(json.dumps(settings | {"format": 9}))
+    settings = json.loads((broken / "scalar_value.json").read_text())
+    (broken / "scalar_value.json").write_text(json.dumps(settings | {"format": 9}))
     with pytest.raises(ModelError, match="another format"):
         ScalarValue.load(broken, body=model)
-    with pytest.raises(ModelError, match=r"holds no scalar\.json"):
+    with pytest.raises(ModelError, match=r"holds no scalar_value\.json"):
         ScalarValue.load(tmp_path / "nowhere", body=model)
     own = ScalarValue.on_copy(model)
     own.save(tmp_path / "own")

@@ -290,13 +290,13 @@ def test_saved_and_loaded(tmp_path: Path) -> None:
     again, logits = LearnedTemperature.load(tmp_path, model), torch.randn(3, 9)
     assert torch.equal(again.temperatures(logits), learned.temperatures(logits))
     assert (again.network.settings, again.rho) == (learned.network.settings, 0.7) and again.network.shift == "mean"
-    with pytest.raises(ModelError, match="logits of another model"):
+    with pytest.raises(ModelError, match="trained with another model"):
         LearnedTemperature.load(tmp_path, TableModel.random(8))
-    with pytest.raises(ModelError, match="no whole temperature network"):
+    with pytest.raises(ModelError, match=r"holds no temperature_network\.json"):
         LearnedTemperature.load(tmp_path / "nowhere", model)
-    path = tmp_path / "temperature.json"
-    path.write_text(json.dumps(json.loads(path.read_text()) | {"digest": "x"}))
-    with pytest.raises(ModelError, match="not the one that was saved"):
+    path = tmp_path / "temperature_network.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"weights": "x"}))
+    with pytest.raises(ModelError, match="not those it was saved with"):
         LearnedTemperature.load(tmp_path, model)
 
 

@@ -11,10 +11,10 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from safetensors import SafetensorError
@@ -24,6 +24,8 @@ from torch import Tensor, nn
 from nextoken.errors import ModelError, OutputError
 
 _FORMAT = 1
+Part = TypeVar("Part", bound=nn.Module)
+Thing = TypeVar("Thing")
 
 
 @dataclass(frozen=True)
@@ -43,6 +45,27 @@ class Saved:
     settings: dict[str, Any]
     weights: dict[str, Tensor]
     digests: dict[str, str]
+
+    def build(self, kind: Callable[..., Part], name: str | None = None) -> Part:
+        """A module of this kind made of the settings, or of those under a name, with the weights filled in.
+
+        Raises:
+            ModelError: it takes other settings, or has other weights.
+        """
+        module = self.built(kind, name)
+        self.fill(module)
+        return module
+
+    def built(self, kind: Callable[..., Thing], name: str | None = None) -> Thing:
+        """Whatever is made of the settings, or of those under a name.
+
+        Raises:
+            ModelError: it takes others.
+        """
+        try:
+            return kind(**(self.settings if name is None else self.settings[name]))
+        except (KeyError, TypeError, ValueError) as error:
+            raise ModelError(f"{self.folder} holds no whole {self.what}: {error}; save it again") from error
 
     def fill(self, module: nn.Module) -> None:
         """Put the weights into a module of the same parts and shapes, in evaluation mode.

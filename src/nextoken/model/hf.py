@@ -7,9 +7,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
+from safetensors import SafetensorError
 from torch import Tensor
 
-from nextoken.errors import ModelError
+from nextoken.errors import ModelError, OutputError
 from nextoken.model import _checkpoint
 from nextoken.model._chains import ChainMemory, Manner
 from nextoken.model._digest import fingerprint
@@ -110,6 +111,18 @@ class HFModel(SoftModel):
             tokenizer=tokenizer,
         )
         return cls(model, vocabulary, name=str(spec))
+
+    def save(self, folder: str | Path) -> None:
+        """Write weights (safetensors), configuration and tokenizer to a folder in Hugging Face layout.
+
+        Raises:
+            OutputError: the folder cannot be written.
+        """
+        try:
+            self.model.save_pretrained(folder)
+            self.tokenizer.save_pretrained(folder)
+        except (OSError, SafetensorError, AssertionError) as error:
+            raise OutputError(f"{self.name} cannot be written to {folder}: {error}") from error
 
     @property
     def has_fused_head(self) -> bool:

@@ -158,7 +158,10 @@ class Stack:
         """
         positions = positions.to(self.network.device)
         n = positions.shape[1]
-        if visible is None and not self._is_causal:
+        windows = [window for window in self.visibility.windows.values() if window is not None]
+        # The kernel's own mask knows of no window.
+        is_narrow = bool(windows) and int(positions.max() - positions.min()) >= min(windows)
+        if visible is None and (is_narrow or not self._is_causal):
             visible = torch.ones(1, n, n, dtype=torch.bool).tril()
         return Call(positions, None if visible is None else visible.to(positions.device))
 

@@ -4,24 +4,20 @@ from __future__ import annotations
 
 import copy
 import hashlib
-import json
 from pathlib import Path
-from typing import Any
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from nextoken.errors import ModelError, OutputError
+from nextoken.errors import ModelError
+from nextoken.model import _saved
 from nextoken.model._network import Network
 from nextoken.model.base import State, Tokens
 from nextoken.model.hf import HFModel
 from nextoken.model.value import ValueModel
 
-_FORMAT = 1
-_SETTINGS, _HEAD, _BODY = "value.json", "head.safetensors", "body"
+_WHAT, _BODY = "value", "body"
 
 
 class ValueHead(nn.Module):
@@ -105,7 +101,7 @@ class HFValue(ValueModel):
     @property
     def digest(self) -> str:
         """Of the body, the head and the bounds; empty where the body's is."""
-        parts = (self.body.digest, _digest(self.head), self.low, self.high)
+        parts = (self.body.digest, _saved.fingerprint(self.head.state_dict()), self.low, self.high)
         return hashlib.sha256(repr(parts).encode()).hexdigest()[:16] if parts[0] else ""
 
     def start(self, batch: int = 1) -> State:
@@ -129,28 +125,23 @@ class HFValue(ValueModel):
         Raises:
             OutputError: the folder cannot be written.
         """
-        target = Path(folder)
-        settings = {
-            "format": _FORMAT,
-            "name": self.name,
-            "hidden_size": self.head.hidden_size,
-            "vocab_size": self.head.vocab_size,
-            "dropout": self.head.dropout,
-            "low": self.low,
-            "high": self.high,
-            "digests": {"vocab": self.vocab.digest, "body": self.body.digest, "head": _digest(self.head)},
-        }
-        try:
-            target.mkdir(parents=True, exist_ok=True)
-            # The settings come last: a folder without them is not whole.
-            (target / _SETTINGS).unlink(missing_ok=True)
-            self.body.model.save_pretrained(target / _BODY)
-            self.body.tokenizer.save_pretrained(target / _BODY)
-            weights = {key: tensor.detach().cpu().contiguous() for key, tensor in self.head.state_dict().items()}
-            save_file(weights, target / _HEAD)
-            (target / _SETTINGS).write_text(json.dumps(settings, indent=2) + "\n", encoding="utf-8")
-        except (OSError, SafetensorError) as error:
-            raise OutputError(f"the value cannot be written to {target}: {error}") from error
+        self.body.save(Path(folder) / _BODY)
+        _saved.save(
+            folder,
+            _WHAT,
+            settings={
+                "name": self.name,
+                "head": {
+                    "hidden_size": self.head.hidden_size,
+                    "vocab_size": self.head.vocab_size,
+                    "dropout": self.head.dropout,
+                },
+                "low": self.low,
+                "high": self.high,
+            },
+            weights=self.head.state_dict(),
+            digests={"vocabulary": self.vocab.digest, "body": self.body.digest},
+        )
 
     @classmethod
     def load(cls, folder: str | Path, *, device: str | torch.device | None = None) -> HFValue:
@@ -159,46 +150,14 @@ class HFValue(ValueModel):
         Raises:
             ModelError: there is no value in the folder, or weights or tokenizer are not those that were saved.
         """
-        source = Path(folder)
-        settings = _settings(source)
-        body = HFModel.from_pretrained(source / _BODY, device=device, dtype="float32", local_files_only=True)
-        try:
-            head = ValueHead(settings["hidden_size"], settings["vocab_size"], dropout=settings["dropout"])
-            head.load_state_dict(load_file(source / _HEAD))
-            bounds, name, digests = (settings["low"], settings["high"]), settings["name"], settings["digests"]
-            found = {"vocab": body.vocab.digest, "body": body.digest, "head": _digest(head)}
-            wrong = [part for part, digest in found.items() if digest != digests[part]]
-        except (OSError, SafetensorError, RuntimeError, KeyError, TypeError) as error:
-            raise ModelError(f"{source} holds no whole value: {str(error).splitlines()[0]}; save it again") from error
-        if wrong:
-            raise ModelError(
-                f"{' and '.join(wrong)} of the value in {source} are not those it was saved with; save it again, or "
-                "train one for this tokenizer"
-            )
-        return cls(body, head.to(body.model.device), low=bounds[0], high=bounds[1], name=name)
+        saved = _saved.load(folder, _WHAT)
+        body = HFModel.from_pretrained(Path(folder) / _BODY, device=device, dtype="float32", local_files_only=True)
+        saved.check(vocabulary=body.vocab.digest, body=body.digest)
+        head = saved.build(ValueHead, "head").to(body.model.device)
+        settings = saved.settings
+        return cls(body, head, low=settings["low"], high=settings["high"], name=settings["name"])
 
     def _valued(self, hidden: Tensor | None) -> Tensor:
         assert hidden is not None
         values: Tensor = self.head(hidden)
         return values.clamp(self.low, self.high)
-
-
-def _settings(source: Path) -> dict[str, Any]:
-    path = source / _SETTINGS
-    try:
-        settings = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise ModelError(f"{source} holds no {_SETTINGS} that can be read; give a folder written by save()") from error
-    if not isinstance(settings, dict) or settings.get("format") != _FORMAT:
-        raise ModelError(
-            f"the value in {source} is of another format than {_FORMAT}; load it with the version it is of"
-        )
-    return settings
-
-
-def _digest(head: nn.Module) -> str:
-    sha = hashlib.sha256()
-    for key, tensor in sorted(head.state_dict().items()):
-        sha.update(f"{key} {tensor.dtype} {tuple(tensor.shape)}".encode())
-        sha.update(tensor.detach().cpu().contiguous().numpy().tobytes())
-    return sha.hexdigest()[:16]

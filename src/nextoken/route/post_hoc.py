@@ -2,28 +2,23 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from nextoken.errors import ModelError, OutputError
+from nextoken.errors import ModelError
 from nextoken.methods import method
+from nextoken.model import _saved
 from nextoken.model.base import LanguageModel
 from nextoken.route.confidence import Answer, DeferralRule, Floats, quantiles
 
-_FORMAT = 1
-_SETTINGS, _WEIGHTS = "post_hoc.json", "post_hoc.safetensors"
+_WHAT = "deferral rule"
 _LOWEST = -100.0
 """Nats at which log-probabilities are cut off, so that impossible tokens leave finite features."""
 
@@ -102,11 +97,7 @@ class DeferralNetwork(nn.Module):
     @property
     def digest(self) -> str:
         """16 hexadecimal digits over the weights."""
-        sha = hashlib.sha256()
-        for key, tensor in sorted(self.state_dict().items()):
-            sha.update(f"{key} {tensor.dtype} {tuple(tensor.shape)}".encode())
-            sha.update(tensor.detach().cpu().contiguous().numpy().tobytes())
-        return sha.hexdigest()[:16]
+        return _saved.fingerprint(self.state_dict())
 
 
 @method(
@@ -173,23 +164,16 @@ class PostHoc(DeferralRule):
         Raises:
             OutputError: the folder cannot be written.
         """
-        target = Path(folder)
-        settings = {
-            "format": _FORMAT,
-            "inputs": self.network.inputs,
-            "width": self.network.width,
-            "features": asdict(self.features),
-            "digests": {"model": self.model_digest, "vocabulary": self.vocab_digest, "weights": self.network.digest},
-        }
-        try:
-            target.mkdir(parents=True, exist_ok=True)
-            # The settings come last: a folder without them is not whole.
-            (target / _SETTINGS).unlink(missing_ok=True)
-            weights = {key: tensor.detach().cpu().contiguous() for key, tensor in self.network.state_dict().items()}
-            save_file(weights, target / _WEIGHTS)
-            (target / _SETTINGS).write_text(json.dumps(settings, indent=2) + "\n", encoding="utf-8")
-        except (OSError, SafetensorError) as error:
-            raise OutputError(f"the deferral rule cannot be written to {target}: {error}") from error
+        _saved.save(
+            folder,
+            _WHAT,
+            settings={
+                "network": {"inputs": self.network.inputs, "width": self.network.width},
+                "features": asdict(self.features),
+            },
+            weights=self.network.state_dict(),
+            digests={"model": self.model_digest, "vocabulary": self.vocab_digest},
+        )
 
     @classmethod
     def load(cls, folder: str | Path, *, model: LanguageModel) -> PostHoc:
@@ -202,32 +186,10 @@ class PostHoc(DeferralRule):
         Raises:
             ModelError: there is no whole rule in the folder, or it was fitted for another model.
         """
-        source = Path(folder)
-        settings = _settings(source)
-        try:
-            network = DeferralNetwork(settings["inputs"], width=settings["width"])
-            network.load_state_dict(load_file(source / _WEIGHTS))
-            features, digests = Features(**settings["features"]), settings["digests"]
-            whole = network.digest == digests["weights"]
-            rule = cls(network, features, model_digest=digests["model"], vocab_digest=digests["vocabulary"])
-        except (OSError, SafetensorError, RuntimeError, KeyError, TypeError, ValueError) as error:
-            raise ModelError(
-                f"{source} holds no whole deferral rule: {str(error).splitlines()[0]}; save it again"
-            ) from error
-        if not whole:
-            raise ModelError(f"the weights in {source} are not those that were saved; save the rule again")
+        saved = _saved.load(folder, _WHAT)
+        network = saved.build(DeferralNetwork, "network")
+        features = saved.built(Features, "features")
+        digests = saved.digests
+        rule = cls(network, features, model_digest=digests["model"], vocab_digest=digests["vocabulary"])
         rule.check(model.digest, model.vocab.digest)
         return rule
-
-
-def _settings(source: Path) -> dict[str, Any]:
-    path = source / _SETTINGS
-    try:
-        settings = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise ModelError(f"{source} holds no {_SETTINGS} that can be read; give a folder written by save()") from error
-    if not isinstance(settings, dict) or settings.get("format") != _FORMAT:
-        raise ModelError(
-            f"the deferral rule in {source} is of another format than {_FORMAT}; load it with the version it is of"
-        )
-    return settings

@@ -2,22 +2,17 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 from pathlib import Path
-from typing import Any
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from nextoken.errors import ModelError, OutputError
+from nextoken.errors import ModelError
+from nextoken.model import _saved
 from nextoken.model.base import LanguageModel
 
-_FORMAT = 1
-_SETTINGS, _WEIGHTS = "acceptance.json", "head.safetensors"
+_WHAT = "acceptance head"
 
 
 class AcceptanceHead(nn.Module):
@@ -67,11 +62,7 @@ class AcceptanceHead(nn.Module):
     @property
     def digest(self) -> str:
         """16 hexadecimal digits over the weights."""
-        sha = hashlib.sha256()
-        for key, tensor in sorted(self.state_dict().items()):
-            sha.update(f"{key} {tensor.dtype} {tuple(tensor.shape)}".encode())
-            sha.update(tensor.detach().cpu().contiguous().numpy().tobytes())
-        return sha.hexdigest()[:16]
+        return _saved.fingerprint(self.state_dict())
 
     def save(self, folder: str | Path, *, draft: LanguageModel) -> None:
         """Write to a folder: weights as safetensors, settings and the draft's digests as JSON.
@@ -79,22 +70,13 @@ class AcceptanceHead(nn.Module):
         Raises:
             OutputError: the folder cannot be written.
         """
-        target = Path(folder)
-        settings = {
-            "format": _FORMAT,
-            "hidden_size": self.hidden_size,
-            "layers": self.layers,
-            "digests": {"vocabulary": draft.vocab.digest, "draft": draft.digest, "head": self.digest},
-        }
-        try:
-            target.mkdir(parents=True, exist_ok=True)
-            # The settings come last: a folder without them is not whole.
-            (target / _SETTINGS).unlink(missing_ok=True)
-            weights = {key: tensor.detach().cpu().contiguous() for key, tensor in self.state_dict().items()}
-            save_file(weights, target / _WEIGHTS)
-            (target / _SETTINGS).write_text(json.dumps(settings, indent=2) + "\n", encoding="utf-8")
-        except (OSError, SafetensorError) as error:
-            raise OutputError(f"the acceptance head cannot be written to {target}: {error}") from error
+        _saved.save(
+            folder,
+            _WHAT,
+            settings={"hidden_size": self.hidden_size, "layers": self.layers},
+            weights=self.state_dict(),
+            digests={"vocabulary": draft.vocab.digest, "draft": draft.digest},
+        )
 
     @classmethod
     def load(cls, folder: str | Path, *, draft: LanguageModel) -> AcceptanceHead:
@@ -103,24 +85,10 @@ class AcceptanceHead(nn.Module):
         Raises:
             ModelError: there is no whole head in the folder, its weights are not those saved, or the draft is another.
         """
-        source = Path(folder)
-        settings = _settings(source)
-        try:
-            head = cls(settings["hidden_size"], layers=settings["layers"])
-            head.load_state_dict(load_file(source / _WEIGHTS))
-            digests = settings["digests"]
-            found = {"vocabulary": draft.vocab.digest, "draft": draft.digest, "head": head.digest}
-            wrong = [part for part, digest in found.items() if digest != digests[part]]
-        except (OSError, SafetensorError, RuntimeError, ValueError, KeyError, TypeError) as error:
-            raise ModelError(
-                f"{source} holds no whole acceptance head: {str(error).splitlines()[0]}; save it again"
-            ) from error
-        if wrong:
-            raise ModelError(
-                f"{' and '.join(wrong)} of the acceptance head in {source} are not those it was saved with "
-                f"({draft.name} was given as its draft); give the draft it was trained on, or train one for this"
-            )
-        return head.eval()
+        saved = _saved.load(folder, _WHAT)
+        head = saved.build(cls)
+        saved.check(vocabulary=draft.vocab.digest, draft=draft.digest)
+        return head
 
 
 def hidden_width(draft: LanguageModel) -> int:
@@ -136,16 +104,3 @@ def hidden_width(draft: LanguageModel) -> int:
             "transformers model, or stop by the draft's own confidence (Chain(confidence=...))"
         )
     return int(hidden.shape[-1])
-
-
-def _settings(source: Path) -> dict[str, Any]:
-    path = source / _SETTINGS
-    try:
-        settings = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise ModelError(f"{source} holds no {_SETTINGS} that can be read; give a folder written by save()") from error
-    if not isinstance(settings, dict) or settings.get("format") != _FORMAT:
-        raise ModelError(
-            f"the acceptance head in {source} is of another format than {_FORMAT}; load it with the version it is of"
-        )
-    return settings

@@ -8,24 +8,20 @@ be had.
 
 from __future__ import annotations
 
-import json
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
-from safetensors import SafetensorError
 from torch import Tensor
 
-from nextoken.errors import ModelError, OutputError
+from nextoken.model import _saved
 from nextoken.model.base import ABSENT, LanguageModel, State
 from nextoken.model.hf import HFModel
 from nextoken.model.vocab import Vocab
 
-_FORMAT = 1
-_SETTINGS, _BODY = "restart.json", "body"
+_WHAT, _BODY = "restart predictor", "body"
 
 
 @dataclass(frozen=True)
@@ -226,18 +222,14 @@ class RestartPredictor(Restart):
         """
         if not isinstance(self.model, HFModel):
             raise ValueError(f"only a transformers model can be saved; {self.model.name} is none")
-        target = Path(folder)
-        digests = {"vocabulary": self.vocab.digest, "model": self.model.digest}
-        settings = {"format": _FORMAT, "name": self.model.name, "question": asdict(self.question), "digests": digests}
-        try:
-            target.mkdir(parents=True, exist_ok=True)
-            # The settings come last: a folder without them is not whole.
-            (target / _SETTINGS).unlink(missing_ok=True)
-            self.model.model.save_pretrained(target / _BODY)
-            self.model.tokenizer.save_pretrained(target / _BODY)
-            (target / _SETTINGS).write_text(json.dumps(settings, indent=2) + "\n", encoding="utf-8")
-        except (OSError, SafetensorError) as error:
-            raise OutputError(f"the predictor cannot be written to {target}: {error}") from error
+        self.model.save(Path(folder) / _BODY)
+        _saved.save(
+            folder,
+            _WHAT,
+            settings={"name": self.model.name, "question": asdict(self.question)},
+            weights={},
+            digests={"vocabulary": self.vocab.digest, "model": self.model.digest},
+        )
 
     @classmethod
     def load(cls, folder: str | Path, *, device: str | torch.device | None = None) -> RestartPredictor:
@@ -246,30 +238,13 @@ class RestartPredictor(Restart):
         Raises:
             ModelError: there is no predictor in the folder, or model or tokenizer are not those that were saved.
         """
-        source = Path(folder)
-        settings = _settings(source)
-        model = HFModel.from_pretrained(source / _BODY, device=device, dtype="float32", local_files_only=True)
-        try:
-            question = Question(**{key: tuple(ids) for key, ids in settings["question"].items()})
-            found = {"vocabulary": model.vocab.digest, "model": model.digest}
-            wrong = [part for part, digest in found.items() if digest != settings["digests"][part]]
-        except (KeyError, TypeError, AttributeError) as error:
-            raise ModelError(f"{source} holds no whole predictor: {error}; save it again") from error
-        if wrong:
-            raise ModelError(
-                f"{' and '.join(wrong)} of the predictor in {source} are not those it was saved with; train it on this "
-                "model, or take the folder as it was saved"
-            )
-        model.name = settings["name"]
+        saved = _saved.load(folder, _WHAT)
+        question = saved.built(_question, "question")
+        model = HFModel.from_pretrained(Path(folder) / _BODY, device=device, dtype="float32", local_files_only=True)
+        saved.check(vocabulary=model.vocab.digest, model=model.digest)
+        model.name = str(saved.settings["name"])
         return cls(model, question)
 
 
-def _settings(source: Path) -> dict[str, Any]:
-    path = source / _SETTINGS
-    try:
-        settings = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise ModelError(f"{source} holds no {_SETTINGS} that can be read; give a folder written by save()") from error
-    if not isinstance(settings, dict) or settings.get("format") != _FORMAT:
-        raise ModelError(f"the predictor in {source} is of another format than {_FORMAT}; load it with its own version")
-    return settings
+def _question(**ids: Sequence[int]) -> Question:
+    return Question(**{key: tuple(some) for key, some in ids.items()})

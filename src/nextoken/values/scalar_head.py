@@ -4,23 +4,19 @@ from __future__ import annotations
 
 import copy
 import hashlib
-import json
 from pathlib import Path
-from typing import Any
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from nextoken.errors import ModelError, OutputError
+from nextoken.errors import ModelError
+from nextoken.model import _saved
 from nextoken.model._network import Network
 from nextoken.model.base import State, Tokens
 from nextoken.model.hf import HFModel
 
-_FORMAT = 1
-_SETTINGS, _HEAD, _BODY = "scalar.json", "head.safetensors", "body"
+_WHAT, _BODY = "scalar value", "body"
 
 
 class ScalarHead(nn.Module):
@@ -48,11 +44,7 @@ class ScalarHead(nn.Module):
     @property
     def digest(self) -> str:
         """16 hexadecimal digits over the weights."""
-        sha = hashlib.sha256()
-        for key, tensor in sorted(self.state_dict().items()):
-            sha.update(f"{key} {tensor.dtype} {tuple(tensor.shape)}".encode())
-            sha.update(tensor.detach().cpu().contiguous().numpy().tobytes())
-        return sha.hexdigest()[:16]
+        return _saved.fingerprint(self.state_dict())
 
 
 class ScalarValue:
@@ -140,27 +132,19 @@ class ScalarValue:
         Raises:
             OutputError: the folder cannot be written.
         """
-        target = Path(folder)
-        settings = {
-            "format": _FORMAT,
-            "name": self.name,
-            "hidden_size": self.head.hidden_size,
-            "inner_size": self.head.inner_size,
-            "owns_body": self.owns_body,
-            "digests": {"vocabulary": self.vocab.digest, "body": self.body.digest, "head": self.head.digest},
-        }
-        try:
-            target.mkdir(parents=True, exist_ok=True)
-            # The settings come last: a folder without them is not whole.
-            (target / _SETTINGS).unlink(missing_ok=True)
-            if self.owns_body:
-                self.body.model.save_pretrained(target / _BODY)
-                self.body.tokenizer.save_pretrained(target / _BODY)
-            weights = {key: tensor.detach().cpu().contiguous() for key, tensor in self.head.state_dict().items()}
-            save_file(weights, target / _HEAD)
-            (target / _SETTINGS).write_text(json.dumps(settings, indent=2) + "\n", encoding="utf-8")
-        except (OSError, SafetensorError) as error:
-            raise OutputError(f"the value cannot be written to {target}: {error}") from error
+        if self.owns_body:
+            self.body.save(Path(folder) / _BODY)
+        _saved.save(
+            folder,
+            _WHAT,
+            settings={
+                "name": self.name,
+                "owns_body": self.owns_body,
+                "head": {"hidden_size": self.head.hidden_size, "inner_size": self.head.inner_size},
+            },
+            weights=self.head.state_dict(),
+            digests={"vocabulary": self.vocab.digest, "body": self.body.digest},
+        )
 
     @classmethod
     def load(
@@ -177,9 +161,8 @@ class ScalarValue:
             ModelError: there is no value in the folder, or body, weights or tokenizer are not those it was saved with.
             ValueError: a body is needed and not given, or given and in the folder already.
         """
-        source = Path(folder)
-        settings = _settings(source)
-        owned = bool(settings.get("owns_body"))
+        source, saved = Path(folder), _saved.load(folder, _WHAT)
+        owned = bool(saved.settings.get("owns_body"))
         if owned == (body is not None):
             raise ValueError(
                 f"the value in {source} has a body of its own: leave out body"
@@ -188,20 +171,9 @@ class ScalarValue:
             )
         if body is None:
             body = HFModel.from_pretrained(source / _BODY, device=device, dtype="float32", local_files_only=True)
-        try:
-            head = ScalarHead(settings["hidden_size"], inner_size=settings["inner_size"])
-            head.load_state_dict(load_file(source / _HEAD))
-            name, digests = settings["name"], settings["digests"]
-            found = {"vocabulary": body.vocab.digest, "body": body.digest, "head": head.digest}
-            wrong = [part for part, digest in found.items() if digest != digests[part]]
-        except (OSError, SafetensorError, RuntimeError, KeyError, TypeError) as error:
-            raise ModelError(f"{source} holds no whole value: {str(error).splitlines()[0]}; save it again") from error
-        if wrong:
-            raise ModelError(
-                f"{' and '.join(wrong)} of the value in {source} are not those it was saved with ({body.name} was "
-                "given as its body); give the model it was trained on, or train one on this"
-            )
-        return cls(body, head, owns_body=owned, name=name)
+        head = saved.build(ScalarHead, "head")
+        saved.check(vocabulary=body.vocab.digest, body=body.digest)
+        return cls(body, head, owns_body=owned, name=str(saved.settings["name"]))
 
     def _said(self, hidden: Tensor | None) -> Tensor:
         assert hidden is not None
@@ -217,16 +189,3 @@ def _new_head(body: HFModel, inner_size: int | None, seed: int) -> ScalarHead:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         return ScalarHead(_width(body), inner_size=inner_size)
-
-
-def _settings(source: Path) -> dict[str, Any]:
-    path = source / _SETTINGS
-    try:
-        settings = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise ModelError(f"{source} holds no {_SETTINGS} that can be read; give a folder written by save()") from error
-    if not isinstance(settings, dict) or settings.get("format") != _FORMAT:
-        raise ModelError(
-            f"the value in {source} is of another format than {_FORMAT}; load it with the version it is of"
-        )
-    return settings

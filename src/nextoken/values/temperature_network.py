@@ -10,19 +10,17 @@ from pathlib import Path
 from typing import Literal, get_args
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from nextoken.decode.transform import Context, Transform
-from nextoken.errors import ModelError, OutputError
 from nextoken.methods import method
+from nextoken.model import _saved
 from nextoken.model.base import LanguageModel
 
 Shift = Literal["max", "mean"]
 
-_FORMAT, _SETTINGS, _WEIGHTS = 1, "temperature.json", "temperature.safetensors"
+_WHAT = "temperature network"
 
 
 class TemperatureNetwork(nn.Module):
@@ -163,23 +161,13 @@ class LearnedTemperature(Transform):
         Raises:
             OutputError: the folder cannot be written.
         """
-        target = Path(folder)
-        settings = {
-            "format": _FORMAT,
-            "rho": self.rho,
-            "model": self.model,
-            "network": self.network.settings,
-            "digest": self.network.digest,
-        }
-        weights = {key: tensor.detach().cpu().contiguous() for key, tensor in self.network.state_dict().items()}
-        try:
-            target.mkdir(parents=True, exist_ok=True)
-            # The settings come last: a folder without them is not whole.
-            (target / _SETTINGS).unlink(missing_ok=True)
-            save_file(weights, target / _WEIGHTS)
-            (target / _SETTINGS).write_text(json.dumps(settings, indent=2) + "\n", encoding="utf-8")
-        except (OSError, SafetensorError) as error:
-            raise OutputError(f"the temperature network cannot be written to {target}: {error}") from error
+        _saved.save(
+            folder,
+            _WHAT,
+            settings={"rho": self.rho, "network": self.network.settings},
+            weights=self.network.state_dict(),
+            digests={"model": self.model},
+        )
 
     @classmethod
     def load(cls, folder: str | Path, model: LanguageModel) -> LearnedTemperature:
@@ -188,24 +176,7 @@ class LearnedTemperature(Transform):
         Raises:
             ModelError: there is no network in the folder, or it was trained on another model's logits.
         """
-        source = Path(folder)
-        try:
-            settings = json.loads((source / _SETTINGS).read_text(encoding="utf-8"))
-            if settings["format"] != _FORMAT:
-                raise ModelError(f"the temperature network in {source} is of another format than {_FORMAT}")
-            network = TemperatureNetwork(**settings["network"])
-            network.load_state_dict(load_file(source / _WEIGHTS))
-            rho, trained_on, digest = float(settings["rho"]), str(settings["model"]), settings["digest"]
-        except (OSError, ValueError, KeyError, TypeError, RuntimeError, SafetensorError) as error:
-            raise ModelError(
-                f"{source} holds no whole temperature network ({str(error).splitlines()[0]}); give a folder written by "
-                "save()"
-            ) from error
-        if network.digest != digest:
-            raise ModelError(f"the temperature network in {source} is not the one that was saved there; save it again")
-        if trained_on != model.digest:
-            raise ModelError(
-                f"the temperature network in {source} was trained on the logits of another model than {model.name}; "
-                "train one on this"
-            )
-        return cls(network.eval(), rho, trained_on)
+        saved = _saved.load(folder, _WHAT)
+        network = saved.build(TemperatureNetwork, "network")
+        saved.check(model=model.digest)
+        return cls(network, float(saved.settings["rho"]), saved.digests["model"])
