@@ -87,7 +87,7 @@ class Network:
 
     def embeddings(self, ids: Tensor) -> Tensor:
         """Input embeddings [..., d] of ids, as the embedding layer gives them: scaled where its family scales them."""
-        with self._evaluating():
+        with self.running():
             found: Tensor = self._embedding(ids.to(self.device))
             return found
 
@@ -108,7 +108,7 @@ class Network:
 
     def run(self, ids: Tensor, **arguments: Any) -> Tensor:
         """raw [B, n, ...] for ids [B, n], or for input embeddings [B, n, d]."""
-        with self._evaluating():
+        with self.running():
             if self.is_fused:
                 hidden: Tensor = self.decoder(**self._named(ids), **arguments).last_hidden_state
                 return hidden
@@ -116,7 +116,7 @@ class Network:
 
     def logits(self, ids: Tensor, **arguments: Any) -> Tensor:
         """The model's own logits [B, n, V]."""
-        with self._evaluating():
+        with self.running():
             logits: Tensor = self.module(**self._named(ids), **arguments).logits
             return logits
 
@@ -140,7 +140,8 @@ class Network:
         return torch.zeros(batch, n, width, dtype=self.dtype, device=self.device)
 
     @contextmanager
-    def _evaluating(self) -> Iterator[None]:
+    def running(self) -> Iterator[None]:
+        """The state in which all passes are made: evaluation mode, from which the module returns to what it was in."""
         if not self.module.training:
             yield
             return

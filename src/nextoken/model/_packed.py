@@ -45,8 +45,8 @@ class PackedNetwork(Network):
             raise ModelError("this build of PyTorch cannot pack weights, for it has no oneDNN") from error
 
     @contextmanager
-    def _evaluating(self) -> Iterator[None]:
-        with super()._evaluating(), ExitStack() as swapped:
+    def running(self) -> Iterator[None]:
+        with super().running(), ExitStack() as swapped:
             for packed in self._packed:
                 swapped.enter_context(packed.at_work())
             yield

@@ -86,5 +86,12 @@ class GatedLora(nn.Module):
         return (low * (self.alpha / self.rank)).to(inputs.dtype)
 
     def _add(self, key: str, gate: Tensor, module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> Tensor:
-        added = self.addition(key, inputs[0])
-        return output + gate.to(added.device, added.dtype) * added
+        device = output.device
+        is_on = (gate != 0)[..., 0].to(device) if gate.ndim else gate != 0
+        if bool(is_on.all()):
+            return output + gate.to(device, output.dtype) * self.addition(key, inputs[0])
+        # Most tokens are off where several are guessed ahead or few are hard: nothing is multiplied for them.
+        is_on = is_on.expand(output.shape[:-1])
+        shares = gate.to(device, output.dtype).expand(*output.shape[:-1], 1)[is_on]
+        changed = output[is_on] + shares * self.addition(key, inputs[0][is_on])
+        return output.index_put(is_on.nonzero(as_tuple=True), changed)

@@ -167,7 +167,7 @@ class Stack:
 
     def run(self, hidden: Tensor, layers: Sequence[int], call: Call) -> Tensor:
         """h [B, n, H] after these layers, one after the other, of h before the first of them."""
-        with self.network._evaluating():
+        with self.network.running():
             if call.cache is not None:
                 call.cache.reach(self.depth)
                 call.cache.open(call.past, call.end, call.slots)
@@ -178,7 +178,7 @@ class Stack:
 
     def finish(self, hidden: Tensor) -> Tensor:
         """norm(h) [B, n, H], what the head reads."""
-        with self.network._evaluating():
+        with self.network.running():
             normed: Tensor = self.norm(hidden)
             return normed
 
