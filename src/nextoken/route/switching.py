@@ -165,7 +165,11 @@ class Switching(LanguageModel):
                 )
             )
         memory.hold(call.left, is_tree=parents is not None)
-        return SwitchedNext(call.parts, call.choice, call.active == LARGE)
+        return self._answered(SwitchedNext(call.parts, call.choice, call.active == LARGE), call.sights)
+
+    def _answered(self, said: SwitchedNext, sights: Tensor | None) -> SwitchedNext:
+        """What a call returns, given what the rule saw [B, n, k], if it looks at all."""
+        return said
 
 
 class _Call:
@@ -187,6 +191,8 @@ class _Call:
         self._part: list[dict[int, int]] = [{}, {}]
         self._entropy: list[dict[int, list[float]]] = [{}, {}]
         self.left: list[list[Standing | None]] = [[None] * n for _ in range(batch)]
+        self.sights: Tensor | None = None
+        self._seen: list[list[list[float]]] = []
         self.parts: list[Next] = []
         self.choice = torch.zeros(batch, n, dtype=torch.long)
         self.active = torch.full((batch, n), SMALL)
@@ -220,6 +226,10 @@ class _Call:
             before = self.memory.last(row) if above[node] < 0 else left[above[node]]
             assert before is not None
             standing = self.memory.rule.at(before, ids[node])
+            if self.memory.rule.looks:
+                if row not in self._part[SMALL]:
+                    return SMALL
+                standing = self.memory.rule.seen(standing, self._seen[row][node])
             number = standing.active
             if row not in self._part[number]:
                 return number
@@ -232,6 +242,10 @@ class _Call:
 
     def _read(self, number: int, rows: Sequence[int]) -> None:
         said = self._tree(number) if self.parents is not None else self._chain(number, rows)
+        if number == SMALL and self.memory.rule.looks:
+            # Every row that has a token is read at once, for all of them begin by looking.
+            self.sights = self.memory.rule.look(said)
+            self._seen = self.sights.tolist()
         if self.memory.rule.watches:
             bits = _bits(said[list(rows)]).tolist()
         else:
