@@ -9,6 +9,8 @@ if TYPE_CHECKING:
     from nextoken.model.base import ABSENT, LanguageModel, Memory, NoMemory, State, TreesNotSupported
     from nextoken.model.hf import HFModel
     from nextoken.model.loading import bundled_names, bundled_path, load
+    from nextoken.model.multi_token import MultiToken
+    from nextoken.model.multi_token_adapter import MultiTokenAdapter
     from nextoken.model.next import DenseNext, HeadNext, Next
     from nextoken.model.ngram import NgramModel
     from nextoken.model.partial import PartialNext
@@ -22,6 +24,8 @@ _HOME = {
     "base": ("ABSENT", "LanguageModel", "Memory", "NoMemory", "State", "TreesNotSupported"),
     "hf": ("HFModel",),
     "loading": ("bundled_names", "bundled_path", "load"),
+    "multi_token": ("MultiToken",),
+    "multi_token_adapter": ("MultiTokenAdapter",),
     "next": ("DenseNext", "HeadNext", "Next"),
     "ngram": ("NgramModel",),
     "partial": ("PartialNext",),
@@ -42,6 +46,8 @@ __all__ = [
     "LanguageModel",
     "Memory",
     "Mixtures",
+    "MultiToken",
+    "MultiTokenAdapter",
     "Next",
     "NgramModel",
     "NoMemory",
