@@ -8,11 +8,15 @@ import pytest
 
 import nextoken
 from nextoken.decode.generate import generate, stream
+from nextoken.decode.parsing import transform
+from nextoken.decode.request import Request
+from nextoken.model.next import Next
 from nextoken.model.ngram import NgramModel
 from nextoken.model.table import TableModel
 from nextoken.speculate import (
     Branches,
     Branching,
+    Census,
     Chain,
     Draft,
     Drafter,
@@ -195,3 +199,37 @@ def test_names() -> None:
     assert isinstance(named("recycling").drafter, Recycling)
     with pytest.raises(ValueError, match="no speculation 'medusa'"):
         named("medusa")
+
+
+class Listening(Drafter):
+    """Guesses nothing, and notes what it is told."""
+
+    def __init__(self) -> None:
+        self.prompts: dict[tuple[int, ...], list[float]] = {}
+        self.states: set[int] = set()
+
+    def propose(self, rows: Sequence[Row]) -> Draft:
+        for row in rows:
+            assert row.state is not None
+            assert (*row.state.tokens[row.place], row.context[-1]) == row.context
+        return Draft((Branches(),) * len(rows))
+
+    def prompted(self, rows: Sequence[Row], said: Next) -> None:
+        for number, row in enumerate(rows):
+            assert row.state is None
+            self.prompts[row.context] = said[number, len(row.context) - 1].log_probs()[0, 0].tolist()
+
+
+def test_drafters_are_told_of_prompts_and_see_the_state_of_their_row() -> None:
+    target = TableModel.random("abc", order=2, seed=0)
+    drafter = Listening()
+    speculation = Speculation(Census(drafter), Follow())
+    loop = speculation.loop(target)
+    asked = [(0, 1), (2,), (0, 1), (1, 1, 2)]
+    for seed, prompt in enumerate(asked):
+        loop.submit(Request(prompt, transform("temperature(1.0)"), 4, seed=seed))
+    list(loop.run())
+    assert speculation.tally.failures == 0
+    assert set(drafter.prompts) == set(asked)
+    for prompt, said in drafter.prompts.items():
+        assert said == pytest.approx(target.predict([list(prompt)])[0, -1].log_probs()[0, 0].tolist())

@@ -29,6 +29,9 @@ class Census(Drafter):
     def propose(self, rows: Sequence[Row]) -> Draft:
         return self.drafter.propose(rows)
 
+    def prompted(self, rows: Sequence[Row], said: Next) -> None:
+        self.drafter.prompted(rows, said)
+
     def observe(self, rows: Sequence[Row], draft: Draft, said: Next, accepted: Sequence[Sequence[int]]) -> None:
         for branches, nodes in zip(draft.rows, accepted, strict=True):
             place: Place = ()
