@@ -9,7 +9,9 @@ f, what coins give on average; `advantage` is the line's loss less the router's,
 passages. `random` is RandomSwitching with that share and with stretches of the minimum stay, one seed.
 `hindsight` is the loss if the same number of tokens had been chosen by which gain most: no router can know them.
 Parameters are per token, `answering` as papers count, `activated` with what a model reads to catch up, when the text
-is drawn token by token. Milliseconds are of sampling one text at a time: the median over prompts.
+is drawn token by token. Milliseconds are of sampling one text at a time, the median over prompts, with tiny inside a
+network of `--times` its weights (the same distribution, see speculate.py, weights packed): between models as small as
+these a pass costs about the same, whichever it is.
 
 Cascades: two Llamas learn sums of two numbers of one to four digits, written with the last digit first. To the small
 one no hard sum was shown, in which two digits above 5 meet in a column, so that it has to guess there. Answers have two
@@ -53,6 +55,7 @@ from nextoken.route import (
     fit_post_hoc,
     threshold_for,
 )
+from speculate import inflated
 from training import character_tokenizer, train
 
 BOOKS = ("frankenstein", "the-time-machine")
@@ -104,6 +107,8 @@ def interval(values: np.ndarray) -> list[float]:
 
 def switching(arguments: argparse.Namespace) -> dict[str, Any]:
     small, large = load("nano"), load("tiny")
+    assert isinstance(large, HFModel)
+    heavy = inflated(large, arguments.times).packed()
     rows = passages(arguments.data, small, 2 * arguments.passages, arguments.length)
     calibration, test = rows[::2], rows[1::2]
     (own, _), (other, _) = losses(small, test), losses(large, test)
@@ -135,7 +140,9 @@ def switching(arguments: argparse.Namespace) -> dict[str, Any]:
                     "random": round(float(coins.mean()), 4),
                     "random f": round(float(tossed.mean()), 4),
                     "hindsight": round(float(own.mean() - gains[: int(chosen.sum())].sum() / gains.size), 4),
-                    **drawing(router, arguments),
+                    **drawing(
+                        EntropySwitching(small, heavy, threshold=threshold, window=window, min_stay=stay), arguments
+                    ),
                 }
             )
             print("switching", table[-1], flush=True)
@@ -143,8 +150,8 @@ def switching(arguments: argparse.Namespace) -> dict[str, Any]:
     parameters = [part.parameters for part in router.spent.models]
     pure = {
         "nano": {"loss": round(float(own.mean()), 4), "parameters": parameters[0], **timed(small, arguments)},
-        "tiny": {"loss": round(float(other.mean()), 4), "parameters": parameters[1], **timed(large, arguments)},
-        "random at the middle f": drawing(RandomSwitching(small, large, share=half, stay=5), arguments),
+        "tiny": {"loss": round(float(other.mean()), 4), "parameters": parameters[1], **timed(heavy, arguments)},
+        "random at the middle f": drawing(RandomSwitching(small, heavy, share=half, stay=5), arguments),
     }
     print("pure", pure, flush=True)
     return {
@@ -160,7 +167,7 @@ def timed(model: LanguageModel, arguments: argparse.Namespace) -> dict[str, Any]
     spans = []
     for place in range(arguments.prompts + 1):
         begin = time.perf_counter()
-        made = generate(model, PROMPTS[place % len(PROMPTS)], max_tokens=64, seed=place, ignore_eos=True)
+        made = generate(model, PROMPTS[place % len(PROMPTS)], max_tokens=48, seed=place, ignore_eos=True)
         spans.append(1000 * (time.perf_counter() - begin) / len(made.tokens))
     # In the first one caches and threads are made.
     return {"ms per token": round(statistics.median(spans[1:]), 3)}
@@ -357,7 +364,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, default=Path("../shared/data"))
     parser.add_argument("--json", type=Path, default=Path("bench/results/route.json"))
-    parser.add_argument("--passages", type=int, default=24)
+    parser.add_argument("--passages", type=int, default=60)
+    parser.add_argument("--times", type=int, default=20)
     parser.add_argument("--length", type=int, default=256)
     parser.add_argument("--prompts", type=int, default=4)
     parser.add_argument("--sums", type=int, default=2000)

@@ -493,7 +493,7 @@ def test_misuse_is_explained() -> None:
 @pytest.mark.parametrize(
     ("rows", "passes", "match"),
     [
-        ([], [], "there must be rows"),
+        ([], [], "no rows of tokens"),
         ([[2, 3]], [[1]], "numbers of passes"),
         ([[2, V]], [[1, 1]], "vocabulary"),
         ([[2, 3]], [[1, 3]], "1 to 3 passes"),

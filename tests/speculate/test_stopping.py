@@ -472,7 +472,7 @@ def test_a_head_comes_back_from_its_folder_and_only_for_its_draft(tmp_path: Path
     hidden = torch.rand(4, SIZE)
     torch.testing.assert_close(again.log_chances(hidden), head.log_chances(hidden))
     other = _SeenTable.random(3, order=1, eos=True, seed=8, name="other")
-    with pytest.raises(ModelError, match="acceptance head .* trained with another draft"):
+    with pytest.raises(ModelError, match=r"acceptance head .* trained with another draft"):
         AcceptanceHead.load(tmp_path, draft=other)
     with pytest.raises(ModelError, match="another vocabulary and another draft"):
         AcceptanceHead.load(tmp_path, draft=_SeenTable.random(2, order=1, eos=True))

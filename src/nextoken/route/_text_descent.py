@@ -24,9 +24,12 @@ class TextRecipe:
 
     Args:
         steps, batch: updates, and rows in each.
-        rate: AdamW's; it rises over the first 5 % of the steps and falls to 0 as a cosine.
+        rate: AdamW's; it rises at first and then falls as a cosine.
         weight_decay: AdamW's.
         clip: the longest a gradient may be; it is shortened to this.
+        warm_up: the share of the steps over which the rate rises.
+        floor: the share of the rate that is left in the end.
+        betas: AdamW's.
     """
 
     steps: int = 400
@@ -34,10 +37,15 @@ class TextRecipe:
     rate: float = 1e-3
     weight_decay: float = 0.01
     clip: float = 1.0
+    warm_up: float = 0.05
+    floor: float = 0.0
+    betas: tuple[float, float] = (0.9, 0.98)
 
     def __post_init__(self) -> None:
         if self.steps < 1 or self.batch < 1:
             raise ValueError(f"steps and batch must be at least 1, got {self.steps} and {self.batch}")
+        if not 0 <= self.warm_up <= 1 or not 0 <= self.floor <= 1:
+            raise ValueError(f"warm_up and floor are shares from 0 to 1, got {self.warm_up} and {self.floor}")
         if self.rate <= 0 or self.clip <= 0 or self.weight_decay < 0:
             raise ValueError(
                 f"rate and clip must be above 0 and weight_decay at least 0, got {self.rate}, {self.clip} and "
@@ -46,8 +54,9 @@ class TextRecipe:
 
     def rate_at(self, step: int) -> float:
         """The rate of step number `step`, from 0."""
-        rising = (step + 1) / max(1.0, 0.05 * self.steps)
-        return self.rate * min(1.0, rising) * (1 + math.cos(math.pi * step / self.steps)) / 2
+        rising = min(1.0, (step + 1) / max(1.0, self.warm_up * self.steps))
+        falling = (1 + math.cos(math.pi * step / self.steps)) / 2
+        return self.rate * rising * (self.floor + (1 - self.floor) * falling)
 
 
 def descend(
@@ -68,22 +77,39 @@ def descend(
         recipe, seed: equal ones give equal weights on one machine.
         on_step: called after each step.
     """
+
+    def loss_at(chosen: Sequence[int]) -> Tensor:
+        return loss_of(*batch_of([rows[index] for index in chosen]))
+
+    return walk(weights, loss_at, len(rows), recipe=recipe, seed=seed, on_step=on_step)
+
+
+def walk(
+    weights: Sequence[nn.Parameter],
+    loss_at: Callable[[Sequence[int]], Tensor],
+    count: int,
+    *,
+    recipe: TextRecipe,
+    seed: int,
+    on_step: Callable[[FitStep], object] | None,
+) -> tuple[float, ...]:
+    """Minimise loss_at(indices) over batches of indices below `count`; else as `descend`."""
     learnt = [weight for weight in weights if weight.requires_grad]
-    optimizer = torch.optim.AdamW(learnt, lr=recipe.rate, weight_decay=recipe.weight_decay, betas=(0.9, 0.98))
-    per_epoch, losses = math.ceil(len(rows) / recipe.batch), list[float]()
+    optimizer = torch.optim.AdamW(learnt, lr=recipe.rate, weight_decay=recipe.weight_decay, betas=recipe.betas)
+    per_epoch, losses = math.ceil(count / recipe.batch), list[float]()
     order = torch.arange(0)
     for step in range(recipe.steps):
         epoch, place = divmod(step, per_epoch)
         if place == 0:
-            order = torch.randperm(len(rows), generator=generator_of(seed, f"epoch {epoch}"))
-        chosen = order[place * recipe.batch : (place + 1) * recipe.batch].tolist()
+            order = torch.randperm(count, generator=generator_of(seed, f"epoch {epoch}"))
         optimizer.param_groups[0]["lr"] = recipe.rate_at(step)
-        loss = loss_of(*batch_of([rows[index] for index in chosen]))
-        # Of these weights only: others that the loss depends on are not to gather gradients. Idle experts have none.
-        for weight, gradient in zip(learnt, torch.autograd.grad(loss, learnt, allow_unused=True), strict=True):
-            weight.grad = gradient
-        nn.utils.clip_grad_norm_(learnt, recipe.clip)
-        optimizer.step()
+        loss = loss_at(order[place * recipe.batch : (place + 1) * recipe.batch].tolist())
+        if loss.requires_grad:  # else nothing in this batch goes through what is learnt
+            # Of these weights only: others that the loss depends on are not to gather gradients. Idle ones have none.
+            for weight, gradient in zip(learnt, torch.autograd.grad(loss, learnt, allow_unused=True), strict=True):
+                weight.grad = gradient
+            nn.utils.clip_grad_norm_(learnt, recipe.clip)
+            optimizer.step()
         losses.append(loss.item())
         if on_step is not None:
             on_step(FitStep(step + 1, recipe.steps, losses[-1]))
@@ -106,8 +132,12 @@ def next_token_loss(network: Network, ids: Tensor, targets: Tensor) -> Tensor:
 
 def generator_of(seed: int, what: str) -> torch.Generator:
     """A generator for one purpose of a run."""
-    digest = hashlib.sha256(f"{seed}/{what}".encode()).digest()
-    return torch.Generator().manual_seed(int.from_bytes(digest[:7], "big"))
+    return torch.Generator().manual_seed(seed_of(seed, what))
+
+
+def seed_of(seed: int, what: str) -> int:
+    """A seed for one purpose of a run."""
+    return int.from_bytes(hashlib.sha256(f"{seed}/{what}".encode()).digest()[:7], "big")
 
 
 def check_rows(model: LanguageModel, rows: Sequence[Sequence[int]]) -> None:

@@ -15,23 +15,31 @@ from nextoken.model.lora import GatedLora
 from nextoken.model.sarsa import FitStep
 from nextoken.model.stack import Stack
 from nextoken.route._depth_memory import DepthMemory
-from nextoken.route._pass_descent import NONE, Descent, check, descend, seed_of
+from nextoken.route._pass_descent import NONE, check_passes, descend_with_passes
+from nextoken.route._text_descent import TextRecipe, seed_of
 from nextoken.route._thinker import Pass
 from nextoken.route.think_at_hard import ThinkAtHard
 from nextoken.route.think_decider import AlwaysThink, DeciderNetwork, LearnedDecider, layers_to_read
 
 
 @dataclass(frozen=True, kw_only=True)
-class ThinkRecipe(Descent):
-    """How to train with second passes; further than `Descent`, of which rate, decay, warm-up, floor and clip are the
-    paper's for models of 0.6 and 1.7 billion weights (a small one wants rates near 1e-3):
+class ThinkRecipe(TextRecipe):
+    """How to train with second passes.
+
+    Rate, decay, warm-up, floor and clip are the paper's for models of 0.6 and 1.7 billion weights; a small one wants
+    rates near 1e-3.
 
     Args:
+        rate, clip, warm_up, floor, betas: see `TextRecipe`, as are steps, batch and weight_decay.
         rank, alpha, dropout, targets: of the adapter, see `GatedLora`.
         body: whether the backbone learns too, of which a copy is made; else only the adapter.
     """
 
     rate: float = 4e-5
+    clip: float = 0.2
+    warm_up: float = 0.03
+    floor: float = 0.1
+    betas: tuple[float, float] = (0.9, 0.999)
     rank: int = 32
     alpha: float = 64.0
     dropout: float = 0.1
@@ -40,10 +48,11 @@ class ThinkRecipe(Descent):
 
 
 @dataclass(frozen=True, kw_only=True)
-class DeciderRecipe(Descent):
-    """How to train a decider; further than `Descent`:
+class DeciderRecipe(TextRecipe):
+    """How to train a decider.
 
     Args:
+        rate, clip, warm_up, floor, betas: see `TextRecipe`, as are steps, batch and weight_decay.
         positive_weight: in the loss, of tokens that go on, for there are few.
         layers: of which hidden states it reads, see `DeciderNetwork`; None for `layers_to_read`.
         leading: how many logits it reads; all where there are fewer.
@@ -51,6 +60,10 @@ class DeciderRecipe(Descent):
     """
 
     rate: float = 3e-5
+    clip: float = 0.2
+    warm_up: float = 0.03
+    floor: float = 0.1
+    betas: tuple[float, float] = (0.9, 0.999)
     positive_weight: float = 5.4
     layers: tuple[int, ...] | None = None
     leading: int = 100
@@ -121,7 +134,7 @@ def fit_thinking(
     thinking = ThinkAtHard(
         body, adapter, decider=AlwaysThink(), iterations=iterations, leading=leading, base=model.digest
     )
-    check(thinking, rows, passes, given=given, most=iterations)
+    check_passes(thinking, rows, passes, given=given, most=iterations)
     thinker = thinking.thinker
     learnt = [
         *adapter.parameters(),
@@ -136,7 +149,7 @@ def fit_thinking(
 
     adapter.train()
     try:
-        losses = descend(learnt, loss_of, rows, passes, given=given, how=how, seed=seed, on_step=on_step)
+        losses = descend_with_passes(learnt, loss_of, rows, passes, given=given, recipe=how, seed=seed, on_step=on_step)
     finally:
         adapter.eval()
     return FittedThinking(thinking, losses)
@@ -175,7 +188,7 @@ def fit_decider(
     thinker = model.thinker
     if model.iterations < 2:
         raise ValueError(f"{model.name} makes one pass, so that there is nothing to decide: give it iterations=2")
-    check(model, rows, passes, given=given, most=model.iterations)
+    check_passes(model, rows, passes, given=given, most=model.iterations)
     layers = layers_to_read(thinker.stack.depth) if how.layers is None else how.layers
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed_of(seed, "decider"))
@@ -212,8 +225,8 @@ def fit_decider(
 
     network.train()
     try:
-        losses = descend(
-            list(network.parameters()), loss_of, rows, passes, given=given, how=how, seed=seed, on_step=on_step
+        losses = descend_with_passes(
+            list(network.parameters()), loss_of, rows, passes, given=given, recipe=how, seed=seed, on_step=on_step
         )
     finally:
         network.eval()
