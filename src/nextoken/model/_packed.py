@@ -8,7 +8,7 @@ weights put in order once it takes about as long, which is what makes a draft wo
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 
 import torch
 from torch import Tensor, nn
@@ -46,10 +46,16 @@ class PackedNetwork(Network):
 
     @contextmanager
     def running(self) -> Iterator[None]:
-        with super().running(), ExitStack() as swapped:
-            for packed in self._packed:
-                swapped.enter_context(packed.at_work())
-            yield
+        # Layers that have another forward already are at work in a pass around this one, or are another's.
+        idle = [packed for packed in self._packed if "forward" not in vars(packed.layer)]
+        with super().running():
+            try:
+                for packed in idle:
+                    vars(packed.layer)["forward"] = packed.forward
+                yield
+            finally:
+                for packed in idle:
+                    vars(packed.layer).pop("forward", None)
 
 
 class _Packed:
@@ -62,20 +68,8 @@ class _Packed:
             self._multiply: Callable[..., Tensor] = torch.ops.mkldnn._linear_pointwise
             self._multiply(layer.weight.new_zeros(2, layer.in_features), self.blocks, None, "none", [], "")
 
-    @contextmanager
-    def at_work(self) -> Iterator[None]:
-        """Have it in the layer's place while the context lasts."""
-        own = vars(self.layer)
-        if "forward" in own:  # in place already, or something of another's is
-            yield
-            return
-        own["forward"] = self._forward
-        try:
-            yield
-        finally:
-            del own["forward"]
-
-    def _forward(self, inputs: Tensor) -> Tensor:
+    def forward(self, inputs: Tensor) -> Tensor:
+        """In place of the layer's own."""
         layer = self.layer
         is_single = inputs.numel() == layer.in_features
         is_changed = layer.weight is not self.weight or self.weight._version != self.version
