@@ -11,8 +11,7 @@ import torch
 import transformers
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tokenizers import Tokenizer
-from tokenizers.models import WordLevel
+from tests.route.test_duo import DENSE, HIDDEN, LAYERS, V, dense_model, ids, tokenizer
 from torch import Tensor
 
 from nextoken.decode.generate import generate
@@ -25,39 +24,7 @@ from nextoken.route.experts import DynaMoE, ExpertBlock, ExpertRouting, Threshol
 from nextoken.route.experts_fit import ExpertsRecipe, balance_loss, calibrate_experts, fit_experts
 from nextoken.testing import check_language_model
 
-V, LAYERS, HIDDEN = 24, 3, 16
 SHAPES = ("uniform", "descending", "ascending", "pyramid-up", "pyramid-down", "wave")
-
-
-def tokenizer() -> transformers.PreTrainedTokenizerFast:
-    words = {"<bos>": 0, "<eos>": 1} | {f"w{number}": number for number in range(2, V)}
-    return transformers.PreTrainedTokenizerFast(
-        tokenizer_object=Tokenizer(WordLevel(words, unk_token="<bos>")), bos_token="<bos>", eos_token="<eos>"
-    )
-
-
-def dense_model(seed: int = 0) -> HFModel:
-    config = transformers.LlamaConfig(
-        vocab_size=V,
-        hidden_size=HIDDEN,
-        intermediate_size=24,
-        num_hidden_layers=LAYERS,
-        num_attention_heads=2,
-        max_position_embeddings=48,
-        initializer_range=0.3,
-        bos_token_id=0,
-        eos_token_id=1,
-    )
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        return HFModel(transformers.LlamaForCausalLM(config).eval(), tokenizer(), name="dense")
-
-
-DENSE = dense_model()
-
-
-def ids(batch: int, n: int, seed: int = 0) -> Tensor:
-    return torch.randint(2, V, (batch, n), generator=torch.Generator().manual_seed(seed))
 
 
 def mixture(routing: ExpertRouting | None = None, *, experts: tuple[int, ...] = (4, 3, 2), width: int = 8) -> DynaMoE:

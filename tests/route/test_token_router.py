@@ -9,18 +9,15 @@ from pathlib import Path
 
 import pytest
 import torch
-import transformers
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tokenizers import Tokenizer
-from tokenizers.models import WordLevel
+from tests.route.test_switching import LARGE_HF, LARGER, SMALL_HF, SMALLER
 from torch import Tensor
 from torch.nn import functional as F
 
 from nextoken.decode.generate import generate
 from nextoken.errors import ModelError
 from nextoken.model.base import ABSENT, LanguageModel
-from nextoken.model.hf import HFModel
 from nextoken.model.next import Next
 from nextoken.model.table import TableModel
 from nextoken.route.cost import Spent
@@ -31,8 +28,6 @@ from nextoken.route.switching import Switching
 from nextoken.route.token_router import EntropyRouter, Sight, TokenRouter
 from nextoken.testing import check_language_model
 
-SMALLER = TableModel.random(4, order=1, seed=1, name="smaller", eos=True, concentration=0.7)
-LARGER = TableModel.random(4, order=2, seed=2, name="larger", eos=True, concentration=0.4)
 V, BOS = SMALLER.vocab.size, 4
 TINY = RouterSizes(width=8, blocks=2, expansion=2, logits=4, dropout=0.1)
 
@@ -55,28 +50,6 @@ SCORES = torch.rand(V, V, generator=torch.Generator().manual_seed(3)).tolist()
 ROUTER = ByHand(SCORES)
 
 
-def small_hf(seed: int, *, hidden: int, name: str) -> HFModel:
-    words = {"a": 0, "b": 1, "c": 2, "d": 3, "<bos>": 4, "<eos>": 5}
-    tokenizer = transformers.PreTrainedTokenizerFast(
-        tokenizer_object=Tokenizer(WordLevel(words, unk_token="<bos>")), bos_token="<bos>", eos_token="<eos>"
-    )
-    config = transformers.LlamaConfig(
-        vocab_size=6,
-        hidden_size=hidden,
-        intermediate_size=2 * hidden,
-        num_hidden_layers=2,
-        num_attention_heads=2,
-        max_position_embeddings=64,
-        initializer_range=0.3,
-        bos_token_id=4,
-        eos_token_id=5,
-    )
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        return HFModel(transformers.LlamaForCausalLM(config).eval(), tokenizer, name=name)
-
-
-SMALL_HF, LARGE_HF = small_hf(1, hidden=8, name="small"), small_hf(2, hidden=16, name="large")
 ON_TABLES = NeuralRouter.untrained(SMALLER, sizes=TINY, seed=1)
 ON_HF = NeuralRouter.untrained(SMALL_HF, sizes=TINY, seed=4)
 
