@@ -538,7 +538,8 @@ def test_what_cannot_be_is_refused() -> None:
         MultiTokenAdapter(model, masks=-1)
     with pytest.raises(ValueError, match="no masks"):
         fit_multi_token(MultiTokenAdapter(model, masks=0), [[0, 2, 3]])
-    for texts, words in (([], "no texts"), ([[0, 2]], "at least three"), ([[0, 2, 30]], "outside the vocabulary")):
+    wrong = (([], "no rows of tokens"), ([[0, 2]], "at least three"), ([[0, 2, 30]], "outside the vocabulary"))
+    for texts, words in wrong:
         with pytest.raises(ValueError, match=words):
             fit_multi_token(adapter, texts)
     with pytest.raises(ValueError, match="not all of them 0"):

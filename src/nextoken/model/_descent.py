@@ -140,13 +140,18 @@ def seed_of(seed: int, what: str) -> int:
     return int.from_bytes(hashlib.sha256(f"{seed}/{what}".encode()).digest()[:7], "big")
 
 
-def check_rows(model: LanguageModel, rows: Sequence[Sequence[int]]) -> None:
-    """Raise a ValueError unless there are rows of tokens that the model can read and learn from."""
+_NUMBERS = {2: "two", 3: "three"}
+
+
+def check_rows(model: LanguageModel, rows: Sequence[Sequence[int]], *, least: int = 2) -> None:
+    """Raise a ValueError unless there are rows of at least two or three tokens that the model can read."""
     if not rows:
         raise ValueError("there are no rows of tokens")
     for number, row in enumerate(rows):
-        if len(row) < 2:
-            raise ValueError(f"row {number} has {len(row)} tokens; at least two are needed, one to predict the other")
+        if len(row) < least:
+            raise ValueError(
+                f"row {number} has {len(row)} tokens; at least {_NUMBERS[least]} are needed, the last to be predicted"
+            )
         if not 0 <= min(row) <= max(row) < model.vocab.size:
             raise ValueError(f"row {number} has token ids outside the vocabulary of {model.vocab.size}")
         if model.context_length is not None and len(row) > model.context_length:

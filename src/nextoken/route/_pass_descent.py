@@ -7,9 +7,9 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor, nn
 
+from nextoken.model._descent import TextRecipe, check_rows, seed_of, walk
 from nextoken.model.base import ABSENT, LanguageModel
 from nextoken.model.sarsa import FitStep
-from nextoken.route._text_descent import TextRecipe, check_rows, seed_of, walk
 
 NONE = -100
 

@@ -8,9 +8,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from nextoken.model._descent import TextRecipe, check_rows, descend, generator_of, next_token_loss
 from nextoken.model.base import ABSENT
 from nextoken.model.sarsa import FitStep
-from nextoken.route._text_descent import TextRecipe, check_rows, descend, generator_of, next_token_loss
 from nextoken.route.duo import DuoLLM
 from nextoken.route.duo_route import Decide, Width, given_widths
 from nextoken.route.duo_routers import DuoRouters

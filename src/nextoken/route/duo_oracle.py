@@ -13,9 +13,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from nextoken.methods import method
+from nextoken.model._descent import check_rows, generator_of
 from nextoken.model.base import ABSENT
 from nextoken.model.next import invert_cdf
-from nextoken.route._text_descent import check_rows, generator_of
 from nextoken.route.duo import DuoLLM
 from nextoken.route.duo_route import Decide, Width, given_widths
 

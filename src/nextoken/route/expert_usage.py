@@ -11,7 +11,7 @@ import torch
 from numpy.typing import NDArray
 from scipy.stats import rankdata
 
-from nextoken.route._text_descent import batch_of, check_rows
+from nextoken.model._descent import batch_of, check_rows
 from nextoken.route.experts import DynaMoE
 
 Ints: TypeAlias = NDArray[np.int64]

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from nextoken.model._descent import TextRecipe, batch_of, check_rows, descend, next_token_loss
 from nextoken.model.sarsa import FitStep
-from nextoken.route._text_descent import TextRecipe, batch_of, check_rows, descend, next_token_loss
 from nextoken.route.experts import DynaMoE, ExpertBlock
 
 _BATCH = 16

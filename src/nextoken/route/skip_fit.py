@@ -10,11 +10,11 @@ import torch
 from torch import Tensor
 
 from nextoken.head import cross_entropy
+from nextoken.model._descent import TextRecipe, check_rows, descend, generator_of
 from nextoken.model.base import ABSENT
 from nextoken.model.hf import HFModel
 from nextoken.model.sarsa import FitStep
 from nextoken.route._begin import begins
-from nextoken.route._text_descent import TextRecipe, check_rows, descend, generator_of
 from nextoken.route.skip_decode import SkipDecode
 from nextoken.route.skip_schedule import LayerSchedule
 

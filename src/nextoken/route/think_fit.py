@@ -10,13 +10,13 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from nextoken.model._descent import TextRecipe, seed_of
 from nextoken.model.hf import HFModel
 from nextoken.model.lora import GatedLora
 from nextoken.model.sarsa import FitStep
 from nextoken.model.stack import Stack
 from nextoken.route._depth_memory import DepthMemory
 from nextoken.route._pass_descent import NONE, check_passes, descend_with_passes
-from nextoken.route._text_descent import TextRecipe, seed_of
 from nextoken.route._thinker import Pass
 from nextoken.route.think_at_hard import ThinkAtHard
 from nextoken.route.think_decider import AlwaysThink, DeciderNetwork, LearnedDecider, layers_to_read

@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import hashlib
-import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import get_args
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from nextoken.head import cross_entropy
+from nextoken.model._descent import TextRecipe, check_rows, walk
 from nextoken.model.base import ABSENT
 from nextoken.model.sarsa import FitStep
 from nextoken.speculate.chimera_head import ChimeraHead, Feed
@@ -20,42 +19,24 @@ _NONE = -100
 
 
 @dataclass(frozen=True)
-class ChimeraRecipe:
-    """How to train.
+class ChimeraRecipe(TextRecipe):
+    """How to train; further than `TextRecipe`:
 
     Args:
-        steps, batch: updates, and rows in each.
-        rate: AdamW's; it rises over the first 5 % of the steps and falls to 0 as a cosine.
-        weight_decay: AdamW's.
-        clip: the longest a gradient may be; it is shortened to this.
         distillation: weight of KL(target || step) beside the cross-entropy of the text.
         feed: what later steps read, see `ChimeraHead.forward`. "guess", as in the released code, also trains them after
             guesses that did not stand.
     """
 
-    steps: int = 400
-    batch: int = 16
-    rate: float = 1e-3
-    weight_decay: float = 0.01
-    clip: float = 1.0
     distillation: float = 4.0
     feed: Feed = "text"
 
     def __post_init__(self) -> None:
-        if self.steps < 1 or self.batch < 1:
-            raise ValueError(f"steps and batch must be at least 1, got {self.steps} and {self.batch}")
-        if self.rate <= 0 or self.clip <= 0 or self.weight_decay < 0 or self.distillation < 0:
-            raise ValueError(
-                "rate and clip must be above 0, weight_decay and distillation at least 0; got "
-                f"{self.rate}, {self.clip}, {self.weight_decay} and {self.distillation}"
-            )
+        super().__post_init__()
+        if self.distillation < 0:
+            raise ValueError(f"distillation must be at least 0, got {self.distillation}")
         if self.feed not in get_args(Feed):
             raise ValueError(f"feed must be 'text' or 'guess', got {self.feed!r}")
-
-    def rate_at(self, step: int) -> float:
-        """The rate of step number `step`, from 0."""
-        rising = (step + 1) / max(1.0, 0.05 * self.steps)
-        return self.rate * min(1.0, rising) * (1 + math.cos(math.pi * step / self.steps)) / 2
 
 
 def fit_chimera(
@@ -90,27 +71,16 @@ def fit_chimera(
     only; here they flow through all.
     """
     how = recipe or ChimeraRecipe()
-    _check(head, rows)
+    check_rows(head.model, rows, least=3)
+
+    def loss_at(chosen: Sequence[int]) -> Tensor:
+        return _loss(head, [rows[index] for index in chosen], how)
+
     head.train()
-    optimizer = torch.optim.AdamW(head.parameters(), lr=how.rate, weight_decay=how.weight_decay, betas=(0.9, 0.98))
-    per_epoch, losses = math.ceil(len(rows) / how.batch), list[float]()
-    order = torch.arange(0)
-    for step in range(how.steps):
-        epoch, place = divmod(step, per_epoch)
-        if place == 0:
-            order = torch.randperm(len(rows), generator=_generator(seed, epoch))
-        chosen = order[place * how.batch : (place + 1) * how.batch].tolist()
-        loss = _loss(head, [rows[index] for index in chosen], how)
-        optimizer.param_groups[0]["lr"] = how.rate_at(step)
-        optimizer.zero_grad()
-        loss.backward()  # type: ignore[no-untyped-call]
-        nn.utils.clip_grad_norm_(head.parameters(), how.clip)
-        optimizer.step()
-        losses.append(loss.item())
-        if on_step is not None:
-            on_step(FitStep(step + 1, how.steps, losses[-1]))
-    head.eval()
-    return tuple(losses)
+    try:
+        return walk(list(head.parameters()), loss_at, len(rows), recipe=how, seed=seed, on_step=on_step)
+    finally:
+        head.eval()
 
 
 def _loss(head: ChimeraHead, rows: Sequence[Sequence[int]], how: ChimeraRecipe) -> Tensor:
@@ -131,21 +101,3 @@ def _loss(head: ChimeraHead, rows: Sequence[Sequence[int]], how: ChimeraRecipe) 
             )
         )
     return torch.stack(losses).sum()
-
-
-def _generator(seed: int, epoch: int) -> torch.Generator:
-    digest = hashlib.sha256(f"{seed}/epoch {epoch}".encode()).digest()
-    return torch.Generator().manual_seed(int.from_bytes(digest[:7], "big"))
-
-
-def _check(head: ChimeraHead, rows: Sequence[Sequence[int]]) -> None:
-    model = head.model
-    if not rows:
-        raise ValueError("there are no rows of tokens")
-    for number, row in enumerate(rows):
-        if len(row) < 3:
-            raise ValueError(f"row {number} has {len(row)} tokens; at least three are needed, the last to be guessed")
-        if not 0 <= min(row) <= max(row) < model.vocab.size:
-            raise ValueError(f"row {number} has token ids outside the vocabulary of {model.vocab.size}")
-        if model.context_length is not None and len(row) > model.context_length:
-            raise ValueError(f"row {number} has {len(row)} tokens and {model.name} holds {model.context_length}")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -10,52 +9,36 @@ import torch
 from torch import Tensor, nn
 
 from nextoken.head import cross_entropy
+from nextoken.model._descent import TextRecipe, check_rows
 from nextoken.model.base import ABSENT
 from nextoken.model.multi_token_adapter import MultiTokenAdapter
 from nextoken.model.sarsa import FitStep
 
 
-@dataclass(frozen=True)
-class MultiTokenRecipe:
-    """How to train an adapter.
+@dataclass(frozen=True, kw_only=True)
+class MultiTokenRecipe(TextRecipe):
+    """How to train an adapter; further than `TextRecipe`:
 
     Args:
-        steps, batch: updates, and texts in each.
         blocks: of how many positions of each text a step learns, drawn anew each time; None for all.
-        rate: AdamW's; it rises over the first 5 % of the steps and falls to 0 as a cosine.
         base, sampler, consistency: weights of the three parts of the loss.
-        weight_decay: AdamW's.
-        clip: the longest a gradient may be; it is shortened to this.
     """
 
-    steps: int = 400
     batch: int = 8
-    blocks: int | None = 32
     rate: float = 2e-3
+    weight_decay: float = 0.0
+    blocks: int | None = 32
     base: float = 1.0
     sampler: float = 1.0
     consistency: float = 1.0
-    weight_decay: float = 0.0
-    clip: float = 1.0
 
     def __post_init__(self) -> None:
-        if self.steps < 1 or self.batch < 1 or (self.blocks is not None and self.blocks < 1):
-            raise ValueError(
-                f"steps, batch and blocks must be at least 1, got {self.steps}, {self.batch} and {self.blocks}"
-            )
+        super().__post_init__()
+        if self.blocks is not None and self.blocks < 1:
+            raise ValueError(f"blocks must be at least 1, got {self.blocks}")
         parts = (self.base, self.sampler, self.consistency)
         if min(parts) < 0 or not any(parts):
             raise ValueError(f"base, sampler and consistency must be at least 0 and not all of them 0, got {parts}")
-        if self.rate <= 0 or self.clip <= 0 or self.weight_decay < 0:
-            raise ValueError(
-                f"rate and clip must be above 0 and weight_decay at least 0, got {self.rate}, {self.clip} and "
-                f"{self.weight_decay}"
-            )
-
-    def rate_at(self, step: int) -> float:
-        """The rate of step number `step`, from 0."""
-        rising = (step + 1) / max(1.0, 0.05 * self.steps)
-        return self.rate * min(1.0, rising) * (1 + math.cos(math.pi * step / self.steps)) / 2
 
 
 @dataclass(frozen=True)
@@ -137,7 +120,7 @@ def fit_multi_token(
     how = recipe or MultiTokenRecipe()
     _check(adapter, texts)
     weights = list(adapter.parameters())
-    optimizer = torch.optim.AdamW(weights, lr=how.rate, weight_decay=how.weight_decay, betas=(0.9, 0.98))
+    optimizer = torch.optim.AdamW(weights, lr=how.rate, weight_decay=how.weight_decay, betas=how.betas)
     generator = torch.Generator().manual_seed(seed)
     order, losses = list[int](), list[float]()
     adapter.train()
@@ -174,15 +157,6 @@ def _padded(rows: Sequence[Sequence[int]]) -> Tensor:
 
 
 def _check(adapter: MultiTokenAdapter, texts: Sequence[Sequence[int]]) -> None:
-    model = adapter.stack.model
     if not len(adapter.masks):
         raise ValueError("the adapter has no masks, so there is nothing to learn: make one with masks=1 or more")
-    if not texts:
-        raise ValueError("there are no texts to learn from")
-    for number, row in enumerate(texts):
-        if len(row) < 3:
-            raise ValueError(f"text {number} has {len(row)} tokens; at least three are needed, one to guess two ahead")
-        if not 0 <= min(row) <= max(row) < model.vocab.size:
-            raise ValueError(f"text {number} has token ids outside the vocabulary of {model.vocab.size}")
-        if model.context_length is not None and len(row) > model.context_length:
-            raise ValueError(f"text {number} has {len(row)} tokens and {model.name} holds {model.context_length}")
+    check_rows(adapter.stack.model, texts, least=3)

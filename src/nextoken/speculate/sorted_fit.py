@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import copy
-import hashlib
-import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from nextoken.head import Head, cross_entropy
 from nextoken.methods import method
+from nextoken.model._descent import TextRecipe, batch_of, check_rows, walk
 from nextoken.model._network import Network
 from nextoken.model._sites import decoder_layers
 from nextoken.model.hf import HFModel
@@ -20,39 +19,13 @@ from nextoken.model.sarsa import FitStep
 from nextoken.model.sorted_exits import SortedExits
 from nextoken.model.stack import Stack
 
-_NONE = -100
-
 
 @dataclass(frozen=True)
-class SortedRecipe:
-    """How to train on rows.
+class SortedRecipe(TextRecipe):
+    """How to train on rows; see `TextRecipe`."""
 
-    Args:
-        steps, batch: updates, and rows in each.
-        rate: AdamW's; it rises over the first 5 % of the steps and falls to 0 as a cosine.
-        weight_decay: AdamW's.
-        clip: the longest a gradient may be; it is shortened to this.
-    """
-
-    steps: int = 400
-    batch: int = 16
     rate: float = 5e-4
     weight_decay: float = 0.0
-    clip: float = 1.0
-
-    def __post_init__(self) -> None:
-        if self.steps < 1 or self.batch < 1:
-            raise ValueError(f"steps and batch must be at least 1, got {self.steps} and {self.batch}")
-        if self.rate <= 0 or self.clip <= 0 or self.weight_decay < 0:
-            raise ValueError(
-                f"rate and clip must be above 0 and weight_decay at least 0, got {self.rate}, {self.clip} and "
-                f"{self.weight_decay}"
-            )
-
-    def rate_at(self, step: int) -> float:
-        """The rate of step number `step`, from 0."""
-        rising = (step + 1) / max(1.0, 0.05 * self.steps)
-        return self.rate * min(1.0, rising) * (1 + math.cos(math.pi * step / self.steps)) / 2
 
 
 @dataclass(frozen=True)
@@ -105,29 +78,18 @@ def fit_sorted(
     Source: Sorted LLaMA, arXiv:2309.08968, section 3; the sum there is the mean here. As a draft: arXiv:2407.01955.
     """
     how = recipe or SortedRecipe()
-    _check_rows(model, rows)
+    check_rows(model, rows)
     draft = SortedExits(
         _first_layers(model, exits), exits, thresholds=(1.0,) * (len(exits) - 1), name=f"sorted({model.name})"
     )
-    weights = [weight for weight in draft.model.model.parameters() if weight.requires_grad]
-    optimizer = torch.optim.AdamW(weights, lr=how.rate, weight_decay=how.weight_decay, betas=(0.9, 0.98))
-    per_epoch, losses = math.ceil(len(rows) / how.batch), list[tuple[float, ...]]()
-    order = torch.arange(0)
-    for step in range(how.steps):
-        epoch, place = divmod(step, per_epoch)
-        if place == 0:
-            order = torch.randperm(len(rows), generator=_generator(seed, epoch))
-        chosen = order[place * how.batch : (place + 1) * how.batch].tolist()
+    losses: list[tuple[float, ...]] = []
+
+    def mean_loss(chosen: Sequence[int]) -> Tensor:
         by_exit = _losses(draft, [rows[index] for index in chosen])
-        optimizer.param_groups[0]["lr"] = how.rate_at(step)
-        optimizer.zero_grad()
-        loss = by_exit.mean()
-        loss.backward()  # type: ignore[no-untyped-call]
-        nn.utils.clip_grad_norm_(weights, how.clip)
-        optimizer.step()
         losses.append(tuple(by_exit.tolist()))
-        if on_step is not None:
-            on_step(FitStep(step + 1, how.steps, loss.item()))
+        return by_exit.mean()
+
+    walk(list(draft.model.model.parameters()), mean_loss, len(rows), recipe=how, seed=seed, on_step=on_step)
     return SortedFit(draft, tuple(losses))
 
 
@@ -138,7 +100,7 @@ def exit_losses(draft: SortedExits, rows: Sequence[Sequence[int]], *, batch: int
     Raises:
         ValueError: no rows, or rows that the model cannot read.
     """
-    _check_rows(draft.model, rows)
+    check_rows(draft.model, rows)
     total, tokens = torch.zeros(len(draft.exits)), 0
     for start in range(0, len(rows), batch):
         some = rows[start : start + batch]
@@ -149,13 +111,11 @@ def exit_losses(draft: SortedExits, rows: Sequence[Sequence[int]], *, batch: int
 
 def _losses(draft: SortedExits, rows: Sequence[Sequence[int]]) -> Tensor:
     """Nats per token [k] at each exit, with gradients."""
-    width = max(map(len, rows))
-    ids = torch.tensor([[*row, *[0] * (width - len(row))] for row in rows])
-    targets = torch.tensor([[*row, *[_NONE] * (width - len(row))] for row in rows])[:, 1:]
+    ids, targets = batch_of(rows)
     stack = draft.stack
     head = _live(stack)
     targets = targets.to(head.weight.device)
-    states = draft.states(ids[:, :-1])
+    states = draft.states(ids)
     return torch.stack([cross_entropy(stack.finish(hidden).to(head.weight.device), head, targets) for hidden in states])
 
 
@@ -180,20 +140,3 @@ def _first_layers(model: HFModel, exits: Sequence[int]) -> HFModel:
         if getattr(owner.config, "layer_types", None):
             owner.config.layer_types = list(owner.config.layer_types)[:last]
     return HFModel(network, model.tokenizer, name=model.name)
-
-
-def _check_rows(model: HFModel, rows: Sequence[Sequence[int]]) -> None:
-    if not rows:
-        raise ValueError("there are no rows of tokens")
-    for number, row in enumerate(rows):
-        if len(row) < 2:
-            raise ValueError(f"row {number} has {len(row)} tokens; at least two are needed, one to predict the other")
-        if not 0 <= min(row) <= max(row) < model.vocab.size:
-            raise ValueError(f"row {number} has token ids outside the vocabulary of {model.vocab.size}")
-        if model.context_length is not None and len(row) > model.context_length:
-            raise ValueError(f"row {number} has {len(row)} tokens and {model.name} holds {model.context_length}")
-
-
-def _generator(seed: int, epoch: int) -> torch.Generator:
-    digest = hashlib.sha256(f"{seed}/epoch {epoch}".encode()).digest()
-    return torch.Generator().manual_seed(int.from_bytes(digest[:7], "big"))
